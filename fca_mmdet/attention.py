@@ -1,0 +1,171 @@
+"""Multi-spectral channel attention.
+
+FcaNet: Frequency Channel Attention Networks, Qin, Zhang, Wu, Li, ICCV 2021, https://arxiv.org/abs/2012.11879.
+With one frequency, (0, 0), it is squeeze-and-excitation (https://arxiv.org/abs/1709.01507) up to a constant (theorem 1).
+
+Differs from the published code (https://github.com/cfzd/FcaNet): any input size at the cost of global pooling, no basis in the
+state dict for ``basis='dct'``, the learnable variants train, and errors say what is wrong.
+"""
+
+from typing import Literal, get_args
+
+import torch
+from mmdet.registry import MODELS
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+
+from .dct import cached_projection_maps, dct_basis, grid_indices, pooling_matrix, project, projection_maps
+from .frequency import SPECTRUM, Frequencies, resolve_frequencies
+
+Basis = Literal['dct', 'learned_dct', 'random', 'learned_random']
+"""The tensor that squeezes: fixed DCT, learned from the DCT, fixed random, learned from random (paper, table 1)."""
+
+
+class ChannelBasis(nn.Module):
+    """One grid-sized tensor per channel, of the paper's ablation: ``freq[n, c] = sum_ij weight[c, i, j] pooled[n, c, i, j]``.
+
+    ``weight`` is ``[C, h, w]``: a parameter if learned, else a buffer, under the name of the published checkpoints.
+    """
+
+    def __init__(self, weight: Tensor, learned: bool):
+        super().__init__()
+        if learned:
+            self.weight = nn.Parameter(weight)
+        else:
+            self.register_buffer('weight', weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[N, C, H, W]`` to ``[N, C]``."""
+        h, w = self.weight.shape[1:]
+        rows = pooling_matrix(x.shape[2], h, x.device).to(x.dtype)
+        columns = pooling_matrix(x.shape[3], w, x.device).to(x.dtype)
+        pooled = rows @ x @ columns.T
+        return (pooled * self.weight.to(x.dtype)).sum((2, 3))
+
+
+@MODELS.register_module()
+class MultiSpectralAttention(BaseModule):
+    """Multi-spectral channel attention (paper, equations 7 to 10).
+
+    The C channels are split into F equal groups in order. Group f is squeezed with the DCT component (u_f, v_f) of its feature map
+    pooled to the grid, ``freq[n, c]``; two bias-free linear layers turn the ``[N, C]`` vector into gates,
+    ``g = sigmoid(W_2 relu(W_0 freq))``; the output is ``x * g``.
+
+    Usable as a plugin of mmdet's ResNet and ResNeXt:
+    ``plugins=[dict(cfg=dict(type='MultiSpectralAttention', dct_size=14), position='after_conv3')]``.
+
+    Args:
+        in_channels: C.
+        dct_size: the grid, in cells: one number or (height, width). A stage of the published ImageNet models has 56, 28, 14, 7.
+        frequencies: ``top``, ``low`` or ``bot`` followed by 1, 2, 4, 8, 16 or 32, or (u, v) pairs of the 7x7 spectrum, u along the
+            height. They are scaled by ``dct_size // 7``; on a grid below 7 pairs are the grid's own indices.
+        reduction: the hidden layer of the excitation has ``C // reduction`` channels.
+        basis: ``dct``, or a variant of the paper's ablation: ``learned_dct``, ``random``, ``learned_random``.
+
+    Raises:
+        ValueError: C not divisible by F, an unknown set or basis, a pair outside the spectrum or the grid, a named set on a grid below
+            7, a reduction that leaves no channel; in ``forward``, an input that is not ``[N, C, H, W]``.
+
+    Example:
+        >>> attention = MultiSpectralAttention(64, dct_size=7)
+        >>> attention(torch.rand(2, 64, 25, 42)).shape
+        torch.Size([2, 64, 25, 42])
+    """
+
+    _abbr_ = 'att'
+
+    def __init__(
+        self,
+        in_channels: int,
+        dct_size: int | tuple[int, int] = 7,
+        frequencies: Frequencies = 'top16',
+        reduction: int = 16,
+        basis: Basis = 'dct',
+        init_cfg: dict | None = None,
+    ):
+        super().__init__(init_cfg)
+        self.in_channels = in_channels
+        self.frequencies = resolve_frequencies(frequencies)
+        self.grid = _checked_grid(dct_size, frequencies)
+        self.reduction = reduction
+        self.basis = basis
+        groups = len(self.frequencies)
+        if in_channels < 1 or in_channels % groups:
+            below = in_channels // groups * groups
+            fitting = f'{below} and {below + groups}' if below else f'{groups}'
+            raise ValueError(
+                f'in_channels={in_channels} cannot be split into {groups} equal groups, one per frequency: the nearest that can '
+                f'are {fitting}; or choose a set with fewer frequencies'
+            )
+        if reduction < 1 or in_channels // reduction < 1:
+            raise ValueError(
+                f'reduction={reduction} leaves no channel of in_channels={in_channels} in the excitation: use 1 to {in_channels}'
+            )
+        if basis not in get_args(Basis):
+            raise ValueError(f'unknown basis {basis!r}: use one of {", ".join(get_args(Basis))}')
+        if basis != 'dct':
+            self.dct_layer = ChannelBasis(self._initial_basis(), learned=basis.startswith('learned'))
+        self.fc = nn.Sequential(
+            nn.Linear(in_channels, in_channels // reduction, bias=False),
+            nn.ReLU(inplace=True),
+            nn.Linear(in_channels // reduction, in_channels, bias=False),
+            nn.Sigmoid(),
+        )
+
+    def _initial_basis(self) -> Tensor:
+        """The ablation's tensor before training, ``[C, h, w]``: the fixed DCT, or uniform in [0, 1) as published."""
+        if self.basis.endswith('random'):
+            return torch.rand(self.in_channels, *self.grid)
+        u, v = grid_indices(self.frequencies, self.grid)
+        components = dct_basis(u, self.grid[0])[:, :, None] * dct_basis(v, self.grid[1])[:, None, :]
+        return components.float().repeat_interleave(self.in_channels // len(components), dim=0)
+
+    def squeeze(self, x: Tensor) -> Tensor:
+        """The frequency vector of a feature map, ``[N, C, H, W]`` to ``[N, C]``, in float32 at least.
+
+        Half precision is raised to float32: a component is up to sqrt(h w) times the mean and would overflow float16.
+        """
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        with torch.autocast(x.device.type, enabled=False):
+            if self.basis != 'dct':
+                return self.dct_layer(x)
+            height, width = x.shape[2:]
+            if torch.compiler.is_compiling() or torch.jit.is_tracing():
+                # Sizes are symbols here: the maps are part of the graph, and the product is left to the compiler.
+                maps = projection_maps(self.frequencies, self.grid, height, width, x.device).to(x.dtype)
+                return (x.unflatten(1, (len(maps), -1)) * maps[:, None]).sum((3, 4)).flatten(1)
+            return project(x, cached_projection_maps(self.frequencies, self.grid, height, width, x.dtype, x.device))
+
+    def excite(self, freq: Tensor) -> Tensor:
+        """Gates in (0, 1) from the frequency vector, ``[N, C]`` to ``[N, C]``, in the dtype of the weights, autocast or not."""
+        with torch.autocast(freq.device.type, enabled=False):
+            return self.fc(freq.to(self.fc[0].weight.dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scale each channel of ``[N, C, H, W]`` by its gate."""
+        if x.dim() != 4 or x.shape[1] != self.in_channels:
+            raise ValueError(f'expected an input of shape [N, {self.in_channels}, H, W], got {list(x.shape)}')
+        gate = self.excite(self.squeeze(x))
+        return x * gate.to(x.dtype)[:, :, None, None]
+
+    def extra_repr(self) -> str:
+        """The configuration, as the repr of the module shows it."""
+        return f'in_channels={self.in_channels}, grid={self.grid}, frequencies={len(self.frequencies)}, basis={self.basis}'
+
+
+def _checked_grid(dct_size: int | tuple[int, int], frequencies: Frequencies) -> tuple[int, int]:
+    """``dct_size`` as (height, width), checked against the frequencies."""
+    height, width = (dct_size, dct_size) if isinstance(dct_size, int) else dct_size
+    if min(height, width) < 1:
+        raise ValueError(f'dct_size={dct_size} has no cells: use a positive number or a (height, width) pair')
+    if isinstance(frequencies, str):
+        if min(height, width) < SPECTRUM:
+            raise ValueError(
+                f'dct_size={dct_size} is below {SPECTRUM}, the spectrum of the set {frequencies!r}: use a grid of {SPECTRUM} or more '
+                f'(multiples of {SPECTRUM} are usual), or (u, v) pairs below the grid'
+            )
+        return height, width
+    for u, v in resolve_frequencies(frequencies):
+        if u >= height or v >= width:
+            raise ValueError(f'frequency ({u}, {v}) does not exist on a grid of {height} x {width} cells: use a larger dct_size')
+    return height, width

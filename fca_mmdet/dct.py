@@ -1,0 +1,156 @@
+"""The two-dimensional DCT of an adaptively pooled feature map as one linear map per frequency.
+
+FcaNet (ICCV 2021, https://arxiv.org/abs/2012.11879, equations 3 to 6) squeezes a channel X of size H x W with a DCT component of
+its pooled map. Adaptive average pooling to a grid of h x w cells is ``P_h X P_w^T`` and a component is ``a_u^T (.) b_v``, so
+
+    freq = a_u^T (P_h X P_w^T) b_v = (P_h^T a_u)^T X (P_w^T b_v) = sum_ij map[i, j] X[i, j]
+
+with a rank-1 map that depends on sizes only. Nothing is pooled, and the backward pass is a product with the same map: exact and
+deterministic, where adaptive pooling's backward on CUDA is not.
+
+Differs from the published code, which pools, multiplies with a stored basis of the grid's size and sums.
+"""
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from .frequency import SPECTRUM, Frequency
+
+CACHED_MAPS = 64
+"""Sizes whose projection maps are kept: a map set takes F x H x W numbers, 4 MiB at the first stage of an 800 x 1344 image."""
+
+
+def dct_basis(indices: Sequence[int], length: int, device: torch.device | None = None) -> Tensor:
+    """Basis vectors of the orthonormal DCT-II.
+
+    ``B(u, x) = sqrt((1 if u == 0 else 2) / L) cos(pi u (x + 1/2) / L)`` for x in 0..L-1.
+
+    Args:
+        indices: the frequencies u.
+        length: L, the number of samples.
+
+    Returns:
+        ``[len(indices), length]``, float64.
+
+    Example:
+        >>> dct_basis([0], 4)
+        tensor([[0.5000, 0.5000, 0.5000, 0.5000]], dtype=torch.float64)
+    """
+    u = torch.tensor(indices, dtype=torch.float64, device=device)[:, None]
+    x = torch.arange(length, dtype=torch.float64, device=device)
+    norm = torch.where(u == 0, 1.0, math.sqrt(2)) / math.sqrt(length)
+    return norm * torch.cos(math.pi / length * u * (x + 0.5))
+
+
+def pooling_matrix(size: int, cells: int, device: torch.device | None = None) -> Tensor:
+    """Adaptive average pooling along one axis as a matrix.
+
+    Cell i averages the entries from floor(i size / cells) up to, not including, ceil((i + 1) size / cells). ``size`` may be smaller
+    than ``cells`` and may be symbolic: the matrix is a comparison of two index ranges.
+
+    Returns:
+        ``[cells, size]``, float64, rows summing to 1.
+
+    Example:
+        >>> pooling_matrix(3, 2)
+        tensor([[0.5000, 0.5000, 0.0000],
+                [0.0000, 0.5000, 0.5000]], dtype=torch.float64)
+    """
+    cell = torch.arange(cells, device=device)[:, None]
+    entry = torch.arange(size, device=device)
+    start = cell * size // cells
+    end = ((cell + 1) * size + cells - 1) // cells
+    return ((entry >= start) & (entry < end)).double() / (end - start)
+
+
+def grid_indices(frequencies: Sequence[Frequency], grid: tuple[int, int]) -> tuple[list[int], list[int]]:
+    """The frequencies' indices in the spectrum of ``grid``: (u, v) times ``grid // 7``, as FcaNet scales them.
+
+    A grid below 7 has no spectrum to scale to: there (u, v) are the grid's own indices.
+    """
+    scale_u, scale_v = (max(cells // SPECTRUM, 1) for cells in grid)
+    return [u * scale_u for u, _ in frequencies], [v * scale_v for _, v in frequencies]
+
+
+def projection_maps(
+    frequencies: Sequence[Frequency], grid: tuple[int, int], height: int, width: int, device: torch.device | None = None
+) -> Tensor:
+    """One map per frequency: its inner product with a channel is the DCT component of that channel pooled to ``grid``.
+
+    Returns:
+        ``[F, height, width]``, float64.
+
+    Example:
+        >>> projection_maps([Frequency(0, 0)], (7, 7), 2, 2)  # global average times sqrt(7 * 7)
+        tensor([[[1.7500, 1.7500],
+                 [1.7500, 1.7500]]], dtype=torch.float64)
+    """
+    u, v = grid_indices(frequencies, grid)
+    rows = dct_basis(u, grid[0], device) @ pooling_matrix(height, grid[0], device)
+    columns = dct_basis(v, grid[1], device) @ pooling_matrix(width, grid[1], device)
+    return rows[:, :, None] * columns[:, None, :]
+
+
+@lru_cache(maxsize=CACHED_MAPS)
+def cached_projection_maps(
+    frequencies: tuple[Frequency, ...],
+    grid: tuple[int, int],
+    height: int,
+    width: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Tensor:
+    """``projection_maps`` in ``dtype``, computed once per size and shared by every block that asks for it. Not to be written to."""
+    # A map made in inference mode could not be used by a later training step.
+    with torch.inference_mode(False), torch.no_grad():
+        return projection_maps(frequencies, grid, height, width, device).to(dtype)
+
+
+class _Project(torch.autograd.Function):
+    """Inner products of channels with their group's map, with a backward that writes the gradient in the input's layout."""
+
+    @staticmethod
+    def forward(x: Tensor, maps: Tensor) -> Tensor:
+        groups = len(maps)
+        vectors = maps.flatten(1)[:, None]
+        # A view in both memory formats: [N, F, H W, P]. The map on the left of the product is what runs at the speed of memory.
+        channels = x.unflatten(1, (groups, -1)).flatten(3).transpose(2, 3)
+        if x.is_cuda or not len(x):
+            return torch.matmul(vectors, channels).flatten(1)
+        return torch.stack([torch.bmm(vectors, image).flatten() for image in channels])
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        x, maps = inputs
+        ctx.save_for_backward(maps)
+        ctx.channels_last = x.is_contiguous(memory_format=torch.channels_last)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        (maps,) = ctx.saved_tensors
+        grad = grad.unflatten(1, (len(maps), -1))
+        if ctx.channels_last:
+            pixels = maps.permute(1, 2, 0)[..., None] * grad[:, None, None]
+            return pixels.flatten(3).permute(0, 3, 1, 2), None
+        return (grad[..., None, None] * maps[:, None]).flatten(1, 2), None
+
+
+def project(x: Tensor, maps: Tensor) -> Tensor:
+    """Squeeze each channel with its group's map: ``freq[n, c] = sum_ij maps[f, i, j] x[n, c, i, j]`` with ``f = c // (C / F)``.
+
+    Args:
+        x: ``[N, C, H, W]``, contiguous or channels_last (other strides are copied).
+        maps: ``[F, H, W]`` in x's dtype, without gradient; F divides C.
+
+    Returns:
+        ``[N, C]``.
+
+    Example:
+        >>> project(torch.ones(1, 2, 3, 3), torch.ones(1, 3, 3))
+        tensor([[9., 9.]])
+    """
+    return _Project.apply(x, maps)

@@ -1,0 +1,166 @@
+"""ResNet with frequency channel attention in every block.
+
+FcaNet: Frequency Channel Attention Networks, Qin, Zhang, Wu, Li, ICCV 2021, https://arxiv.org/abs/2012.11879, section 4.1: the
+attention follows the last normalisation of each residual branch and precedes the addition, as SE's does.
+
+The bottleneck is mmdet's own with the attention in its ``after_conv3`` plugin slot, so every option of mmdet's ResNet works.
+Parameters are named as in the published weights (``layer1.0.att.fc.0.weight``).
+
+Differs from the published detection code: depths 18 and 34 work (there the attention was built for four times the channels of a
+basic block).
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch.utils.checkpoint
+from mmdet.models.backbones import ResNet, ResNetV1d
+from mmdet.models.backbones.resnet import BasicBlock, Bottleneck
+from mmdet.registry import MODELS
+from torch import Tensor, nn
+
+from .attention import Basis, MultiSpectralAttention
+from .frequency import Frequencies
+
+
+class FcaBasicBlock(BasicBlock):
+    """mmdet's BasicBlock with the attention ``att`` between its second normalisation and the addition.
+
+    Args:
+        inplanes: input channels.
+        planes: output channels, which the frequencies must divide.
+        frequencies, dct_size, reduction, basis: as in ``MultiSpectralAttention``.
+        fold: accepted for the backbone's sake.
+        block_kwargs: what mmdet's BasicBlock takes.
+
+    Example:
+        >>> FcaBasicBlock(64, 64, dct_size=56)(torch.rand(1, 64, 25, 42)).shape
+        torch.Size([1, 64, 25, 42])
+    """
+
+    def __init__(
+        self,
+        inplanes: int,
+        planes: int,
+        frequencies: Frequencies = 'top16',
+        dct_size: int | tuple[int, int] = 7,
+        reduction: int = 16,
+        basis: Basis = 'dct',
+        fold: bool = True,
+        **block_kwargs: Any,
+    ):
+        super().__init__(inplanes, planes, **block_kwargs)
+        self.fold = fold
+        self.att = MultiSpectralAttention(planes * self.expansion, dct_size, frequencies, reduction, basis)
+
+    def _sum(self, x: Tensor) -> Tensor:
+        out = self.relu(self.norm1(self.conv1(x)))
+        out = self.att(self.norm2(self.conv2(out)))
+        return out + (x if self.downsample is None else self.downsample(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[N, inplanes, H, W]`` to ``[N, planes, H / stride, W / stride]``. mmdet's BasicBlock has no plugin slot to use here."""
+        if self.with_cp and x.requires_grad:
+            return self.relu(torch.utils.checkpoint.checkpoint(self._sum, x, use_reentrant=False))
+        return self.relu(self._sum(x))
+
+
+class FcaBottleneck(Bottleneck):
+    """mmdet's Bottleneck with the attention ``att`` as the first plugin after conv3 and its normalisation.
+
+    Args:
+        inplanes: input channels.
+        planes: a quarter of the output channels, which the frequencies must divide.
+        frequencies, dct_size, reduction, basis: as in ``MultiSpectralAttention``.
+        fold: accepted for the backbone's sake.
+        plugins: mmdet's plugins beside the attention.
+        block_kwargs: what else mmdet's Bottleneck takes.
+
+    Example:
+        >>> FcaBottleneck(256, 64, dct_size=56)(torch.rand(1, 256, 25, 42)).shape
+        torch.Size([1, 256, 25, 42])
+    """
+
+    def __init__(
+        self,
+        inplanes: int,
+        planes: int,
+        frequencies: Frequencies = 'top16',
+        dct_size: int | tuple[int, int] = 7,
+        reduction: int = 16,
+        basis: Basis = 'dct',
+        fold: bool = True,
+        plugins: list[dict] | None = None,
+        **block_kwargs: Any,
+    ):
+        attention = dict(
+            type=MultiSpectralAttention, dct_size=dct_size, frequencies=frequencies, reduction=reduction, basis=basis
+        )
+        plugins = [dict(cfg=attention, position='after_conv3'), *(plugins or [])]
+        super().__init__(inplanes, planes, plugins=plugins, **block_kwargs)
+        self.fold = fold
+
+
+@MODELS.register_module()
+class FcaResNet(ResNet):
+    """mmdet's ResNet with frequency channel attention: FcaNet as a detection backbone.
+
+    Args:
+        depth: 18, 34, 50, 101 or 152.
+        frequencies: one set for all stages, as in ``MultiSpectralAttention``; FcaNet-TS is ``top16``, FcaNet-LF ``low2``.
+        dct_size: the grid of each stage, a number or (height, width) per stage.
+        reduction: of the excitation.
+        basis: ``dct``, or a variant of the paper's ablation.
+        fold: accepted; every block runs the readable path.
+        resnet_kwargs: everything that mmdet's ResNet takes: ``frozen_stages``, ``norm_eval``, ``plugins``, ``dcn``, ``with_cp``,
+            ``deep_stem``, ``out_indices``, ``init_cfg``, ...
+
+    Raises:
+        ValueError: ``dct_size`` does not give a grid for each stage, and all that ``MultiSpectralAttention`` raises.
+
+    Example:
+        >>> backbone = FcaResNet(50, frozen_stages=1)
+        >>> [tuple(feature.shape) for feature in backbone(torch.rand(1, 3, 64, 96))]
+        [(1, 256, 16, 24), (1, 512, 8, 12), (1, 1024, 4, 6), (1, 2048, 2, 3)]
+    """
+
+    arch_settings = {
+        depth: ({BasicBlock: FcaBasicBlock, Bottleneck: FcaBottleneck}[block], stages)
+        for depth, (block, stages) in ResNet.arch_settings.items()
+    }
+
+    def __init__(
+        self,
+        depth: int,
+        frequencies: Frequencies = 'top16',
+        dct_size: Sequence[int | tuple[int, int]] = (56, 28, 14, 7),
+        reduction: int = 16,
+        basis: Basis = 'dct',
+        fold: bool = True,
+        **resnet_kwargs: Any,
+    ):
+        stages = resnet_kwargs.get('num_stages', 4)
+        if isinstance(dct_size, int) or len(dct_size) < stages:
+            raise ValueError(f'dct_size={dct_size} must give one grid for each of the {stages} stages, such as (56, 28, 14, 7)')
+        self.dct_size = tuple(dct_size)
+        self.attention = dict(frequencies=frequencies, reduction=reduction, basis=basis, fold=fold)
+        self.default_init = resnet_kwargs.get('init_cfg') is None and resnet_kwargs.get('pretrained') is None
+        super().__init__(depth=depth, **resnet_kwargs)
+
+    def make_res_layer(self, **kwargs: Any) -> nn.Module:
+        """A stage of blocks that know their grid. mmdet calls this once per stage, in order."""
+        if self.default_init and self.zero_init_residual:
+            # mmdet sets this where the block *is* its own BasicBlock or Bottleneck, which a subclass is not.
+            last = 'norm3' if issubclass(self.block, Bottleneck) else 'norm2'
+            kwargs['init_cfg'] = dict(type='Constant', val=0, override=dict(name=last))
+        return super().make_res_layer(dct_size=self.dct_size[len(self.res_layers)], **self.attention, **kwargs)
+
+
+@MODELS.register_module()
+class FcaResNetV1d(FcaResNet, ResNetV1d):
+    """``FcaResNet`` with mmdet's ResNetV1d stem and shortcuts (https://arxiv.org/abs/1812.01187, figure 2c, 2d).
+
+    Example:
+        >>> FcaResNetV1d(depth=50)(torch.rand(1, 3, 64, 64))[3].shape
+        torch.Size([1, 2048, 2, 2])
+    """

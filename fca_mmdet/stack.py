@@ -1,0 +1,49 @@
+"""What this package needs of the stack below it: versions within a window, and checkpoints that load as data.
+
+Two distributions provide the modules mmdet, mmengine and mmcv: OneDL's maintained forks and OpenMMLab's. They shadow each other, so
+setup.py requires neither and offers each as an extra.
+"""
+
+import importlib
+
+import numpy as np
+import torch
+
+VERSION_WINDOWS = {'mmengine': ('0.10.7', '1.0.0'), 'mmcv': ('2.1.0', '3.0.0'), 'mmdet': ('3.3.0', '4.0.0')}
+"""The oldest version that the tests ran with, and the first that is not accepted; imported in this order."""
+
+_INSTALL = (
+    "install one of the two distributions, torch first: pip install --no-build-isolation 'fca_mmdet[onedl]' (maintained) "
+    "or pip install --no-build-isolation 'fca_mmdet[openmmlab]' (last released in 2024)"
+)
+
+
+def check_versions() -> None:
+    """Import mmengine, mmcv and mmdet, and compare their versions with ``VERSION_WINDOWS``.
+
+    Raises:
+        ImportError: a module is missing, refuses to be imported, or is outside its window; the message names the extras to install.
+    """
+    for name, (oldest, first_refused) in VERSION_WINDOWS.items():
+        needed = f'fca_mmdet needs {name} >= {oldest}, < {first_refused}'
+        try:
+            found = importlib.import_module(name).__version__
+        except (ImportError, AssertionError) as error:  # mmdet asserts the version of mmcv
+            raise ImportError(f'{needed}, which cannot be imported ({error}); {_INSTALL}') from error
+        digit_version = importlib.import_module('mmengine.utils').digit_version
+        if not digit_version(oldest) <= digit_version(found) < digit_version(first_refused):
+            raise ImportError(f'{needed}, but found {found}; {_INSTALL}')
+
+
+def allow_mmengine_checkpoints() -> None:
+    """Let ``torch.load(weights_only=True)``, torch's default since 2.6, read the checkpoints that mmengine writes.
+
+    They hold the training log as ``HistoryBuffer`` objects around numpy arrays. Without this, OpenMMLab's mmengine cannot load its own
+    checkpoints, and OneDL's falls back to unpickling without a check.
+    """
+    from mmengine.logging import HistoryBuffer
+
+    reconstruct = np.zeros(0).__reduce__()[0]
+    scalar = np.float64(0).__reduce__()[0]
+    dtypes = {type(np.dtype(name)) for name in ('float32', 'float64', 'int32', 'int64', 'bool')}
+    torch.serialization.add_safe_globals([HistoryBuffer, np.ndarray, np.dtype, reconstruct, scalar, *dtypes])
