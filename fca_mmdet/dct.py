@@ -42,7 +42,7 @@ def dct_basis(indices: Sequence[int], length: int, device: torch.device | None =
     """
     u = torch.tensor(indices, dtype=torch.float64, device=device)[:, None]
     x = torch.arange(length, dtype=torch.float64, device=device)
-    norm = torch.where(u == 0, 1.0, math.sqrt(2)) / math.sqrt(length)
+    norm = ((2 - (u == 0).double()) / length).sqrt()
     return norm * torch.cos(math.pi / length * u * (x + 0.5))
 
 

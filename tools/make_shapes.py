@@ -1,0 +1,131 @@
+"""Make a COCO-format data set of textured shapes, the same for the same arguments.
+
+    python tools/make_shapes.py OUT [--train 600] [--val 80] [--seed 0]
+
+Discs and crosses with coarse or fine stripes on a cluttered ground: four classes that differ in outline and in spatial
+frequency, and in nothing else. Shapes crowd and occlude one another; a mask is what is visible of its shape.
+"""
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+from pycocotools import mask as coco_mask
+
+SIZE = 256
+OUTLINES = ('disc', 'cross')
+TEXTURES = {'coarse': (12.0, 18.0), 'fine': (4.0, 6.0)}  # wavelengths of the stripes, pixels
+CLASSES = tuple(f'{texture}-{outline}' for outline in OUTLINES for texture in TEXTURES)
+LEAST_VISIBLE = 0.35  # of a shape's area; one that is hidden more is not annotated and not drawn
+
+
+def outline_mask(rng: np.random.Generator, outline: str, centre: np.ndarray, radius: float) -> np.ndarray:
+    """A filled outline of random rotation, ``[SIZE, SIZE]`` bool."""
+    canvas = np.zeros((SIZE, SIZE), np.uint8)
+    angles = rng.uniform(0, 2 * np.pi) + np.pi / 32 * np.arange(64)
+    points = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    if outline == 'cross':  # two bars, each a rectangle of the first direction and its normal
+        ends = points[[0, 16, 32, 48]]
+        sides = 0.35 * points[[16, 32, 48, 0]]
+        inner = ends * 0.35 + sides
+        points = np.concatenate([[end - side, end + side, corner] for end, side, corner in zip(ends, sides, inner, strict=True)])
+    points = centre + radius * points
+    cv2.fillPoly(canvas, [np.round(points).astype(np.int32)], 1)
+    return canvas.astype(bool)
+
+
+def stripes(rng: np.random.Generator, wavelength: float, mask: np.ndarray) -> np.ndarray:
+    """Stripes of random direction and colour where ``mask`` is set, ``[mask.sum(), 3]`` float in 0..255."""
+    angle, phase = rng.uniform(0, np.pi), rng.uniform(0, 2 * np.pi)
+    rows, columns = np.nonzero(mask)
+    wave = np.sin(2 * np.pi / wavelength * (columns * np.cos(angle) + rows * np.sin(angle)) + phase)
+    return rng.uniform(70, 185, 3) + rng.uniform(35, 60) * wave[..., None]
+
+
+def ground(rng: np.random.Generator) -> np.ndarray:
+    """A smooth ground with soft blots, ``[SIZE, SIZE, 3]`` float."""
+    coarse = rng.uniform(60, 190, (6, 6, 3)).astype(np.float32)
+    return cv2.resize(coarse, (SIZE, SIZE), interpolation=cv2.INTER_CUBIC).astype(float)
+
+
+def make_image(rng: np.random.Generator) -> tuple[np.ndarray, list[tuple[int, np.ndarray]]]:
+    """One image, ``[SIZE, SIZE, 3]`` uint8, and its instances as (category id, visible mask)."""
+    shapes: list[tuple[int, np.ndarray]] = []
+    centres: list[np.ndarray] = []
+    for _ in range(rng.integers(6, 15)):
+        radius = float(np.exp(rng.uniform(np.log(14), np.log(44))))
+        # Every other shape is put beside one that is there, so that they crowd and overlap.
+        if centres and rng.random() < 0.5:
+            centre = centres[rng.integers(len(centres))] + rng.normal(0, 1.1 * radius, 2)
+        else:
+            centre = rng.uniform(0, SIZE, 2)
+        category = int(rng.integers(len(CLASSES)))
+        mask = outline_mask(rng, CLASSES[category].split('-')[1], centre, radius)
+        kept = [(other, area & ~mask) for other, area in shapes]
+        hidden = any(new.sum() < LEAST_VISIBLE * old.sum() for (_, new), (_, old) in zip(kept, shapes, strict=True))
+        if mask.sum() < 150 or hidden:
+            continue
+        shapes = [*kept, (category, mask)]
+        centres.append(centre)
+    image = ground(rng)
+    for category, mask in shapes:
+        image[mask] = stripes(rng, rng.uniform(*TEXTURES[CLASSES[category].split('-')[0]]), mask)
+    image = np.clip(image + rng.normal(0, 8, image.shape), 0, 255).astype(np.uint8)
+    return image, [(category + 1, mask) for category, mask in shapes]
+
+
+def annotation(identity: int, image_id: int, category_id: int, mask: np.ndarray) -> dict:
+    """One COCO annotation with an RLE mask."""
+    rle = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+    return {
+        'id': identity,
+        'image_id': image_id,
+        'category_id': category_id,
+        'iscrowd': 0,
+        'area': float(coco_mask.area(rle)),
+        'bbox': coco_mask.toBbox(rle).tolist(),
+        'segmentation': {'size': list(rle['size']), 'counts': rle['counts'].decode()},
+    }
+
+
+def make_shapes(out: Path, train: int = 600, val: int = 80, seed: int = 0) -> None:
+    """Write ``out/images`` and ``out/annotations/{train,val}.json``; does nothing if ``out`` exists, which it only does when complete."""
+    if out.exists():
+        return
+    part = out.with_name(out.name + '.part')
+    shutil.rmtree(part, ignore_errors=True)
+    (part / 'images').mkdir(parents=True)
+    (part / 'annotations').mkdir()
+    for split, (name, count) in enumerate({'train': train, 'val': val}.items()):
+        images, annotations = [], []
+        for index in range(count):
+            image, instances = make_image(np.random.default_rng([seed, split, index]))
+            file_name = f'{name}_{index:04}.png'
+            cv2.imwrite(str(part / 'images' / file_name), image)
+            images.append({'id': index, 'file_name': file_name, 'width': SIZE, 'height': SIZE})
+            annotations += [annotation(len(annotations) + k, index, *instance) for k, instance in enumerate(instances, start=1)]
+        categories = [{'id': k, 'name': name, 'supercategory': 'shape'} for k, name in enumerate(CLASSES, start=1)]
+        info = {'description': f'textured shapes, seed {seed}', 'version': '1'}
+        content = {'info': info, 'licenses': [], 'categories': categories, 'images': images, 'annotations': annotations}
+        (part / 'annotations' / f'{name}.json').write_text(json.dumps(content))
+    part.rename(out)
+
+
+def main() -> None:
+    """Parse the command line and make the data set."""
+    parser = argparse.ArgumentParser(description='Make a COCO-format data set of textured shapes.')
+    parser.add_argument('out', type=Path, help='the folder to make')
+    parser.add_argument('--train', type=int, default=600, help='training images (default: %(default)s)')
+    parser.add_argument('--val', type=int, default=80, help='held-out images (default: %(default)s)')
+    parser.add_argument('--seed', type=int, default=0, help='(default: %(default)s)')
+    args = parser.parse_args()
+    if args.out.exists():
+        parser.error(f'{args.out} exists: remove it, or name another folder')
+    make_shapes(args.out, args.train, args.val, args.seed)
+
+
+if __name__ == '__main__':
+    main()
