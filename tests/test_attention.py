@@ -107,7 +107,7 @@ def test_half_precision_does_not_overflow_where_a_mean_would_not():
 def test_one_frequency_is_squeeze_and_excitation():
     """An example to check by hand: top1 squeezes with the mean times sqrt(7 * 7)."""
     attention = named_attention(8, 7, 'top1')
-    x = torch.rand(2, 8, 9, 11)
+    x = torch.rand(2, 8, 14, 21)
     reduce, _, expand, _ = attention.fc
     gate = torch.sigmoid(F.linear(F.relu(F.linear(7 * x.mean((2, 3)), reduce.weight)), expand.weight))
     torch.testing.assert_close(attention(x), x * gate[:, :, None, None])

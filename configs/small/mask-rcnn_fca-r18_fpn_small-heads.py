@@ -1,5 +1,5 @@
 # Mask R-CNN with an FCA-ResNet-18 and heads of 64 channels, trained from scratch: minutes on two CPU cores.
-# 600 iterations x 4 images = 2,400 images, of 256 pixels at most. For any COCO-format folder: tools/demo.py sets the data and classes.
+# 900 iterations x 2 images = 1,800 images, of 256 pixels at most. For any COCO-format folder: tools/demo.py sets the data and classes.
 _base_ = 'mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py'
 custom_imports = dict(imports=['fca_mmdet'], allow_failed_imports=False)
 
@@ -20,7 +20,7 @@ model = dict(
         mask_roi_extractor=dict(out_channels=64, roi_layer=dict(sampling_ratio=2)),
         mask_head=dict(in_channels=64, conv_out_channels=64),
     ),
-    train_cfg=dict(rpn_proposal=dict(nms_pre=300, max_per_img=200), rcnn=dict(sampler=dict(num=64))),
+    train_cfg=dict(rpn_proposal=dict(nms_pre=300, max_per_img=200), rcnn=dict(sampler=dict(num=48))),
     test_cfg=dict(rpn=dict(nms_pre=500, max_per_img=300)),
 )
 
@@ -39,7 +39,7 @@ test_pipeline = [
 ]
 annotations = dict(train='annotations/train.json', val='annotations/val.json')
 train_dataloader = dict(
-    batch_size=4,
+    batch_size=2,
     num_workers=1,
     sampler=dict(_delete_=True, type='InfiniteSampler', shuffle=True),
     batch_sampler=None,
@@ -50,8 +50,8 @@ val_dataloader = dict(
 )
 test_dataloader = val_dataloader
 
-max_iters = 600
-train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=max_iters, val_interval=150)
+max_iters = 900
+train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=max_iters, val_interval=300)
 optim_wrapper = dict(
     optimizer=dict(_delete_=True, type='AdamW', lr=1e-3, weight_decay=0.05), clip_grad=dict(max_norm=10.0)
 )
@@ -59,9 +59,9 @@ param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
     dict(type='CosineAnnealingLR', by_epoch=False, begin=50, end=max_iters, eta_min=1e-5),
 ]
-auto_scale_lr = dict(base_batch_size=4)
+auto_scale_lr = dict(base_batch_size=2)
 
 default_hooks = dict(
-    logger=dict(interval=20), checkpoint=dict(by_epoch=False, interval=50, max_keep_ckpts=2)
+    logger=dict(interval=25), checkpoint=dict(by_epoch=False, interval=100, max_keep_ckpts=2)
 )
-log_processor = dict(by_epoch=False, window_size=20)
+log_processor = dict(by_epoch=False, window_size=25)
