@@ -1,0 +1,23 @@
+# STACK=onedl (default) or openmmlab: the distribution of mmdet. PYTHON: the interpreter that the environment is made from.
+STACK ?= onedl
+PYTHON ?= python3
+WORK_DIR ?= work_dirs/demo
+RUN := .venv/$(STACK)/bin/python
+
+.PHONY: environment demo test test-slow
+
+environment:
+	$(PYTHON) tools/environment/prepare.py --stack $(STACK)
+
+# DATA: a COCO-format folder (annotations/train.json, annotations/val.json, images/); without it, textured shapes are made.
+demo: environment
+	$(RUN) tools/demo.py --work-dir $(WORK_DIR) $(if $(DATA),--data $(DATA))
+
+test: environment
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+	$(RUN) -m pytest -m 'not slow'
+
+test-slow: environment
+	$(RUN) -m pytest -m slow

@@ -1,0 +1,10 @@
+# mmdet's Mask R-CNN 1x recipe with the backbone exchanged: 8 GPUs x 2 images, lr 0.02, 12 epochs.
+_base_ = 'mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py'
+custom_imports = dict(imports=['fca_mmdet'], allow_failed_imports=False)
+
+model = dict(
+    backbone=dict(
+        type='FcaResNet',
+        init_cfg=dict(type='Pretrained', checkpoint='https://github.com/cfzd/FcaNet/releases/download/v1.0/fca50.pth'),
+    )
+)
