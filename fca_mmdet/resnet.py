@@ -11,7 +11,7 @@ basic block).
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch.utils.checkpoint
 from mmdet.models.backbones import ResNet, ResNetV1d
@@ -93,9 +93,7 @@ class FcaBottleneck(Bottleneck):
         plugins: list[dict] | None = None,
         **block_kwargs: Any,
     ):
-        attention = dict(
-            type=MultiSpectralAttention, dct_size=dct_size, frequencies=frequencies, reduction=reduction, basis=basis
-        )
+        attention = dict(type=MultiSpectralAttention, dct_size=dct_size, frequencies=frequencies, reduction=reduction, basis=basis)
         plugins = [dict(cfg=attention, position='after_conv3'), *(plugins or [])]
         super().__init__(inplanes, planes, plugins=plugins, **block_kwargs)
         self.fold = fold
@@ -124,7 +122,7 @@ class FcaResNet(ResNet):
         [(1, 256, 16, 24), (1, 512, 8, 12), (1, 1024, 4, 6), (1, 2048, 2, 3)]
     """
 
-    arch_settings = {
+    arch_settings: ClassVar = {
         depth: ({BasicBlock: FcaBasicBlock, Bottleneck: FcaBottleneck}[block], stages)
         for depth, (block, stages) in ResNet.arch_settings.items()
     }

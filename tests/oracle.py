@@ -42,9 +42,7 @@ def squeeze(x: np.ndarray, pairs: list[tuple[int, int]], grid: tuple[int, int]) 
     return freq
 
 
-def attention(
-    x: np.ndarray, pairs: list[tuple[int, int]], grid: tuple[int, int], reduce: np.ndarray, expand: np.ndarray
-) -> np.ndarray:
+def attention(x: np.ndarray, pairs: list[tuple[int, int]], grid: tuple[int, int], reduce: np.ndarray, expand: np.ndarray) -> np.ndarray:
     """The attention's output: excitation with the weights of its two linear layers, then scaling."""
     hidden = np.maximum(squeeze(x, pairs, grid) @ reduce.T, 0)
     gate = 1 / (1 + np.exp(-(hidden @ expand.T)))

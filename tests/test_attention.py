@@ -1,4 +1,3 @@
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -7,15 +6,12 @@ import pytest
 import torch
 from mmdet.models.backbones import ResNet, ResNeXt
 from mmdet.registry import MODELS
+from named_weights import named_array, named_input, samples
 from torch.nn import functional as F
 
 from fca_mmdet import FREQUENCY_SETS, MultiSpectralAttention
 
-REFERENCE = Path(__file__).parent / 'reference'
-sys.path.insert(0, str(REFERENCE))
-from named_weights import named_array, named_input, samples  # noqa: E402
-
-GOLDEN = np.load(REFERENCE / 'attention.npz')
+GOLDEN = np.load(Path(__file__).parent / 'reference' / 'attention.npz')
 SIZES = [(1, 1), (1, 9), (5, 3), (7, 7), (9, 13), (25, 42)]
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 2e-2}
 

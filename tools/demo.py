@@ -92,7 +92,7 @@ def run_job(data: Path, work_dir: Path, config: Path = CONFIG) -> dict:
     start = time.monotonic()
     work_dir.mkdir(parents=True, exist_ok=True)
     cfg = make_config(config, data, work_dir, read_classes(data))
-    checkpoint = work_dir / f'iter_{cfg.max_iters}.pth'
+    checkpoint = work_dir / f'iter_{cfg.train_cfg.max_iters}.pth'
     if not checkpoint.exists():
         cfg.resume = True  # from the latest checkpoint in work_dir, if there is one
         Runner.from_cfg(cfg.copy()).train()
@@ -107,8 +107,8 @@ def run_job(data: Path, work_dir: Path, config: Path = CONFIG) -> dict:
     draw_gates(runner, work_dir / 'gates.png')
     steps = [entry for entry in read_scalars(work_dir) if 'loss' in entry]
     metrics |= {
-        'training_minutes': sum(entry['time'] for entry in steps) / len(steps) * cfg.max_iters / 60,
-        'iterations': cfg.max_iters,
+        'training_minutes': sum(entry['time'] for entry in steps) / len(steps) * cfg.train_cfg.max_iters / 60,
+        'iterations': cfg.train_cfg.max_iters,
         'train_images': len(json.loads((data / 'annotations' / 'train.json').read_text())['images']),
         'checkpoint': str(checkpoint),
     }

@@ -59,7 +59,9 @@ def draw_curves(work_dir: Path, out: Path) -> None:
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4))
     losses = [entry for entry in entries if 'loss' in entry]
     for name in sorted({key for entry in losses for key in entry if 'loss' in key}):
-        left.plot([entry['step'] for entry in losses], [entry.get(name, np.nan) for entry in losses], label=name, lw=2.5 if name == 'loss' else 1)
+        left.plot(
+            [entry['step'] for entry in losses], [entry.get(name, np.nan) for entry in losses], label=name, lw=2.5 if name == 'loss' else 1
+        )
     left.set(xlabel='iteration', ylabel='loss', yscale='log')
     evaluations = [entry for entry in entries if 'coco/bbox_mAP' in entry]
     for kind, label in {'bbox': 'box', 'segm': 'mask'}.items():

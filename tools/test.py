@@ -1,6 +1,6 @@
 """mmdet's own installed test.py, with this package imported first; all of its options work.
 
-    python tools/test.py --help
+python tools/test.py --help
 """
 
 import runpy

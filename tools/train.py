@@ -1,6 +1,6 @@
 """mmdet's own installed train.py, with this package imported first; all of its options work.
 
-    python tools/train.py --help
+python tools/train.py --help
 """
 
 import runpy

@@ -45,23 +45,17 @@ train_dataloader = dict(
     batch_sampler=None,
     dataset=dict(ann_file=annotations['train'], data_prefix=dict(img='images/'), pipeline=train_pipeline),
 )
-val_dataloader = dict(
-    num_workers=1, dataset=dict(ann_file=annotations['val'], data_prefix=dict(img='images/'), pipeline=test_pipeline)
-)
+val_dataloader = dict(num_workers=1, dataset=dict(ann_file=annotations['val'], data_prefix=dict(img='images/'), pipeline=test_pipeline))
 test_dataloader = val_dataloader
 
 max_iters = 900
 train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=max_iters, val_interval=300)
-optim_wrapper = dict(
-    optimizer=dict(_delete_=True, type='AdamW', lr=1e-3, weight_decay=0.05), clip_grad=dict(max_norm=10.0)
-)
+optim_wrapper = dict(optimizer=dict(_delete_=True, type='AdamW', lr=1e-3, weight_decay=0.05), clip_grad=dict(max_norm=10.0))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
     dict(type='CosineAnnealingLR', by_epoch=False, begin=50, end=max_iters, eta_min=1e-5),
 ]
 auto_scale_lr = dict(base_batch_size=2)
 
-default_hooks = dict(
-    logger=dict(interval=25), checkpoint=dict(by_epoch=False, interval=100, max_keep_ckpts=2)
-)
+default_hooks = dict(logger=dict(interval=25), checkpoint=dict(by_epoch=False, interval=100, max_keep_ckpts=2))
 log_processor = dict(by_epoch=False, window_size=25)

@@ -69,7 +69,9 @@ def check_machine(venv: Path) -> None:
             '(name it with: make PYTHON=python3.11 ...)'
         )
     if sys.version_info[:2] != TESTED_PYTHON:
-        print(f'environment: Python {platform.python_version()} is untested; {".".join(map(str, TESTED_PYTHON))} is what the tests ran with')
+        print(
+            f'environment: Python {platform.python_version()} is untested; {".".join(map(str, TESTED_PYTHON))} is what the tests ran with'
+        )
     venv.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(venv).free / 2**30
     if free < DISK_GIB:

@@ -1,0 +1,31 @@
+import re
+import sys
+import zipfile
+from pathlib import Path
+
+from setuptools import build_meta
+
+import fca_mmdet
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_the_wheel_holds_the_package_and_the_payload_and_nothing_else(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, 'argv', sys.argv[:1])
+    monkeypatch.setenv('DIST_EXTRA_CONFIG', str(tmp_path / 'extra.cfg'))
+    (tmp_path / 'extra.cfg').write_text(f'[build]\nbuild_base = {tmp_path}/build\n[egg_info]\negg_base = {tmp_path}\n')
+    names = zipfile.ZipFile(tmp_path / build_meta.build_wheel(str(tmp_path))).namelist()
+    assert {name.split('/')[0] for name in names} == {'fca_mmdet', f'fca_mmdet-{fca_mmdet.__version__}.dist-info'}
+    for name in ('__init__.py', 'py.typed', '.mim/model-index.yml', '.mim/tools/train.py', '.mim/tools/dist_train.sh'):
+        assert f'fca_mmdet/{name}' in names
+    configs = {str(path.relative_to(ROOT)) for path in (ROOT / 'configs').rglob('*.*') if '__pycache__' not in path.parts}
+    assert configs <= {name.removeprefix('fca_mmdet/.mim/') for name in names}
+
+
+def test_the_requirements_name_neither_distribution():
+    from importlib.metadata import requires
+
+    plain = [requirement for requirement in requires('fca_mmdet') if 'extra ==' not in requirement]
+    assert not [requirement for requirement in plain if re.search(r'mmdet|mmcv|mmengine', requirement)]
+    assert {'onedl-mmdetection', 'mmdet'} <= {re.split(r'[<>=]', requirement)[0] for requirement in requires('fca_mmdet')}
