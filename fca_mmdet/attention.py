@@ -139,7 +139,8 @@ class MultiSpectralAttention(BaseModule):
     def excite(self, freq: Tensor) -> Tensor:
         """Gates in (0, 1) from the frequency vector, ``[N, C]`` to ``[N, C]``, in the dtype of the weights, autocast or not."""
         with torch.autocast(freq.device.type, enabled=False):
-            return self.fc(freq.to(self.fc[0].weight.dtype))
+            weight = next(self.fc.parameters())
+            return self.fc(freq.to(weight.dtype))
 
     def forward(self, x: Tensor) -> Tensor:
         """Scale each channel of ``[N, C, H, W]`` by its gate."""

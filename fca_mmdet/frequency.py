@@ -35,7 +35,7 @@ _RANKINGS = {
 _SIZES = (1, 2, 4, 8, 16, 32)
 
 FREQUENCY_SETS: dict[str, tuple[Frequency, ...]] = {
-    f'{name}{size}': tuple(Frequency(int(u), int(v)) for u, v in ranking.split()[:size])
+    f'{name}{size}': tuple(Frequency(int(pair[0]), int(pair[1])) for pair in ranking.split()[:size])
     for name, ranking in _RANKINGS.items()
     for size in _SIZES
 }

@@ -5,6 +5,8 @@ setup.py requires neither and offers each as an extra.
 """
 
 import importlib
+import pickle
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,15 +37,30 @@ def check_versions() -> None:
             raise ImportError(f'{needed}, but found {found}; {_INSTALL}')
 
 
+def _history_buffer_method(owner: Any, name: str) -> Any:
+    """What ``getattr`` may do in a checkpoint read as data: find the statistics of HistoryBuffer, and nothing else."""
+    from mmengine.logging import HistoryBuffer
+
+    if owner is not HistoryBuffer or name not in HistoryBuffer._statistics_methods:
+        raise pickle.UnpicklingError(f'the checkpoint asks for attribute {name!r} of {owner!r}, which is not allowed')
+    return HistoryBuffer._statistics_methods[name]
+
+
 def allow_mmengine_checkpoints() -> None:
     """Let ``torch.load(weights_only=True)``, torch's default since 2.6, read the checkpoints that mmengine writes.
 
-    They hold the training log as ``HistoryBuffer`` objects around numpy arrays. Without this, OpenMMLab's mmengine cannot load its own
-    checkpoints, and OneDL's falls back to unpickling without a check.
+    They hold the training log as ``HistoryBuffer`` objects around numpy arrays, with references to that class's methods, which pickle
+    writes as calls of ``getattr``: these alone are allowed. Without this, OpenMMLab's mmengine cannot load its own checkpoints, and
+    OneDL's falls back to unpickling without a check.
     """
     from mmengine.logging import HistoryBuffer
 
-    reconstruct = np.zeros(0).__reduce__()[0]
-    scalar = np.float64(0).__reduce__()[0]
-    dtypes = {type(np.dtype(name)) for name in ('float32', 'float64', 'int32', 'int64', 'bool')}
-    torch.serialization.add_safe_globals([HistoryBuffer, np.ndarray, np.dtype, reconstruct, scalar, *dtypes])
+    HistoryBuffer()  # makes the class list its statistics
+    reconstruct: Any = np.zeros(0).__reduce__()[0]
+    scalar: Any = np.float64(0).__reduce__()[0]
+    allowed: list = [HistoryBuffer, np.ndarray, np.dtype, (_history_buffer_method, 'builtins.getattr')]
+    for function in (reconstruct, scalar):
+        # The module moved in numpy 2; a checkpoint may have been written with either.
+        allowed += [(function, f'{package}.multiarray.{function.__name__}') for package in ('numpy.core', 'numpy._core')]
+    allowed += {type(np.dtype(name)) for name in ('float32', 'float64', 'int32', 'int64', 'bool')}
+    torch.serialization.add_safe_globals(allowed)

@@ -20,6 +20,18 @@ PUBLISHED = json.loads((REFERENCE / 'fcanet_state_dict_shapes.json').read_text()
 IMAGE = torch.rand(1, 3, 65, 97, generator=torch.Generator().manual_seed(0))
 
 
+def frozen(model: nn.Module) -> nn.Module:
+    """The model in eval mode; mmdet's ``ResNet.train`` returns nothing."""
+    model.eval()
+    return model
+
+
+def training(model: nn.Module) -> nn.Module:
+    """The model in training mode."""
+    model.train()
+    return model
+
+
 def published_shapes(depth: str) -> dict:
     """Names and shapes of a published classifier's backbone, without its basis buffers."""
     return {
@@ -39,7 +51,7 @@ def test_parameter_names_are_those_of_the_published_weights(depth):
 @pytest.mark.parametrize('fold', [True, False])
 def test_stages_agree_with_the_reference_implementation(case, fold):
     depth, size = case.removeprefix('fca').split('/')
-    backbone = FcaResNet(int(depth), fold=fold).eval()
+    backbone = frozen(FcaResNet(int(depth), fold=fold))
     weights = named_state(published_shapes(depth))
     backbone.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
     with torch.no_grad():
@@ -53,7 +65,7 @@ def test_stages_agree_with_the_reference_implementation(case, fold):
 @pytest.mark.parametrize(('ours', 'theirs'), [(FcaResNet, ResNet), (FcaResNetV1d, ResNetV1d)])
 def test_with_open_gates_it_is_mmdets_resnet(depth, ours, theirs):
     """mmdet's own backbone is the oracle for everything but the attention."""
-    model, plain = ours(depth=depth, zero_init_residual=False).eval(), theirs(depth=depth).eval()
+    model, plain = frozen(ours(depth=depth, zero_init_residual=False)), frozen(theirs(depth=depth))
     plain.load_state_dict({name: value for name, value in model.state_dict().items() if '.att.' not in name})
     for block in model.modules():
         if isinstance(block, (FcaBasicBlock, FcaBottleneck)):
@@ -87,7 +99,7 @@ def test_zero_initialised_residuals(depth, last):
 
 
 def test_frozen_stages_and_frozen_statistics():
-    backbone = FcaResNet(50, frozen_stages=2, norm_eval=True).train()
+    backbone = training(FcaResNet(50, frozen_stages=2, norm_eval=True))
     assert not any(p.requires_grad for stage in (backbone.layer1, backbone.layer2) for p in stage.parameters())
     assert all(p.requires_grad for p in backbone.layer3.parameters())
     assert not any(m.training for m in backbone.modules() if isinstance(m, nn.BatchNorm2d))
@@ -100,7 +112,7 @@ def test_checkpointing_changes_neither_outputs_nor_gradients(depth):
     plain, frugal = FcaResNet(depth, zero_init_residual=False), FcaResNet(depth, zero_init_residual=False, with_cp=True)
     frugal.load_state_dict(plain.state_dict())
     results = []
-    for model in (plain.train(), frugal.train()):
+    for model in (training(plain), training(frugal)):
         image = IMAGE.clone().requires_grad_()
         outputs = model(image)
         sum(output.square().mean() for output in outputs).backward()
@@ -129,9 +141,9 @@ def test_checkpointing_changes_neither_outputs_nor_gradients(depth):
     ids=lambda options: ','.join(options),
 )
 def test_options_of_mmdets_resnet(options):
-    ours, theirs = FcaResNet(50, **copy.deepcopy(options)).eval(), ResNet(50, **copy.deepcopy(options)).eval()
+    ours, theirs = frozen(FcaResNet(50, **copy.deepcopy(options))), frozen(ResNet(50, **copy.deepcopy(options)))
     assert {name for name in ours.state_dict() if '.att.' not in name} == set(theirs.state_dict())
-    image = torch.rand(2, options.get('in_channels', 3), 64, 64)
+    image = torch.rand(2, options.get('in_channels', 3), 96, 96)
     with torch.no_grad():
         assert [f.shape for f in ours(image)] == [f.shape for f in theirs(image)]
 
@@ -151,7 +163,7 @@ def test_blocks_refuse_what_mmdets_refuse():
 
 
 def test_copies_pickles_and_registry():
-    backbone = MODELS.build(dict(type='FcaResNet', depth=18, frozen_stages=1)).eval()
+    backbone = frozen(MODELS.build(dict(type='FcaResNet', depth=18, frozen_stages=1)))
     expected = backbone(IMAGE)
     for twin in (copy.deepcopy(backbone), pickle.loads(pickle.dumps(backbone))):
         for feature, value in zip(twin(IMAGE), expected, strict=True):

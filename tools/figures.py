@@ -105,7 +105,7 @@ def collect_gates(model: nn.Module, batch: dict) -> dict[str, Tensor]:
     handles = [module.fc.register_forward_hook(keep(name, len(module.frequencies))) for name, module in attentions.items()]
     try:
         with torch.no_grad():
-            model.test_step(batch)
+            model.test_step(batch)  # type: ignore[operator]
     finally:
         for handle in handles:
             handle.remove()

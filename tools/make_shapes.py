@@ -19,7 +19,7 @@ SIZE = 256
 OUTLINES = ('disc', 'cross')
 TEXTURES = {'coarse': (12.0, 18.0), 'fine': (4.0, 6.0)}  # wavelengths of the stripes, pixels
 CLASSES = tuple(f'{texture}-{outline}' for outline in OUTLINES for texture in TEXTURES)
-LEAST_VISIBLE = 0.35  # of a shape's area; one that is hidden more is not annotated and not drawn
+LEAST_VISIBLE = 0.5  # of a shape's area; one that is hidden more is not annotated and not drawn
 
 
 def outline_mask(rng: np.random.Generator, outline: str, centre: np.ndarray, radius: float) -> np.ndarray:
@@ -59,9 +59,9 @@ def make_image(rng: np.random.Generator) -> tuple[np.ndarray, list[tuple[int, np
         radius = float(np.exp(rng.uniform(np.log(14), np.log(44))))
         # Every other shape is put beside one that is there, so that they crowd and overlap.
         if centres and rng.random() < 0.5:
-            centre = centres[rng.integers(len(centres))] + rng.normal(0, 1.1 * radius, 2)
+            centre = centres[rng.integers(len(centres))] + rng.normal(0, 1.3 * radius, 2)
         else:
-            centre = rng.uniform(0, SIZE, 2)
+            centre = rng.uniform(0.05 * SIZE, 0.95 * SIZE, 2)
         category = int(rng.integers(len(CLASSES)))
         mask = outline_mask(rng, CLASSES[category].split('-')[1], centre, radius)
         kept = [(other, area & ~mask) for other, area in shapes]
@@ -100,7 +100,8 @@ def make_shapes(out: Path, train: int = 600, val: int = 80, seed: int = 0) -> No
     (part / 'images').mkdir(parents=True)
     (part / 'annotations').mkdir()
     for split, (name, count) in enumerate({'train': train, 'val': val}.items()):
-        images, annotations = [], []
+        images: list[dict] = []
+        annotations: list[dict] = []
         for index in range(count):
             image, instances = make_image(np.random.default_rng([seed, split, index]))
             file_name = f'{name}_{index:04}.png'

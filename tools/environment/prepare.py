@@ -24,13 +24,13 @@ TORCH = 'torch==2.13.0'
 # mmcv's set-up imports pkg_resources, which setuptools 81 removed; psutil and ninja drive its parallel compilation.
 BUILD_TOOLS = ['pip', 'setuptools<81', 'wheel', 'ninja', 'psutil']
 # What each extra of setup.py leaves open is pinned here to what the tests ran with.
-STACKS = {
+STACKS: dict[str, dict[str, list[str]]] = {
     'onedl': {
         'engine': ['onedl-mmengine==0.10.12'],
-        'ops': 'onedl-mmcv==2.3.6',
+        'ops': ['onedl-mmcv==2.3.6'],
         'detection': ['onedl-mmdetection==3.5.1', 'imaug'],
     },
-    'openmmlab': {'engine': ['mmengine==0.10.7'], 'ops': 'mmcv==2.1.0', 'detection': ['mmdet==3.3.0']},
+    'openmmlab': {'engine': ['mmengine==0.10.7'], 'ops': ['mmcv==2.1.0'], 'detection': ['mmdet==3.3.0']},
 }
 OLDEST_PYTHON = (3, 10)
 TESTED_PYTHON = (3, 11)
@@ -154,7 +154,7 @@ def prepare(stack: str, venv: Path) -> None:
     version = subprocess.run([python, '-c', 'import torch; print(torch.__version__)'], capture_output=True, text=True, check=True)
     run([*pip, *pins['engine']], f'installing {pins["engine"][0]}')
     tag = f'torch-{version.stdout.strip()}-{sys.implementation.cache_tag}-{platform.machine()}'
-    wheel = build_ops(python, pins['ops'], tag)
+    wheel = build_ops(python, pins['ops'][0], tag)
     run([*pip, str(wheel), *pins['detection']], f'installing {pins["detection"][0]}')
     run([*pip, '--no-build-isolation', '-e', f'{ROOT}[test]'], 'installing fca_mmdet and the test tools')
     stamp.write_text(wanted)
