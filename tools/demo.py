@@ -65,6 +65,12 @@ def make_config(config: Path, data: Path, work_dir: Path, classes: list[str]) ->
         loader.dataset.metainfo = dict(classes=classes)
     for evaluator in (cfg.val_evaluator, cfg.test_evaluator):
         evaluator.ann_file = str(data / 'annotations' / 'val.json')
+    content = json.loads((data / 'annotations' / 'train.json').read_text())
+    side = max(max(image['height'], image['width']) for image in content['images'])
+    for dataset in (cfg.train_dataloader.dataset, cfg.val_dataloader.dataset, cfg.test_dataloader.dataset):
+        for step in dataset.pipeline:
+            if step.type == 'Resize':
+                step.scale = tuple(min(limit, side) for limit in step.scale)  # shrunk to the config's scale, never enlarged
     cfg.model.roi_head.bbox_head.num_classes = len(classes)
     cfg.model.roi_head.mask_head.num_classes = len(classes)
     cfg.randomness = dict(seed=0)

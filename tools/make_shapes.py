@@ -2,8 +2,8 @@
 
     python tools/make_shapes.py OUT [--train 600] [--val 80] [--seed 0]
 
-Discs and crosses with coarse or fine stripes on a cluttered ground: four classes that differ in outline and in spatial
-frequency, and in nothing else. Shapes crowd and occlude one another; a mask is what is visible of its shape.
+Striped discs and crosses on a mottled ground, in three classes: discs with coarse stripes, discs with fine ones, and crosses with either.
+Outline alone tells a cross and spatial frequency alone tells the discs apart. Shapes crowd and occlude one another; a mask is what is visible of its shape.
 """
 
 import argparse
@@ -15,10 +15,10 @@ import cv2
 import numpy as np
 from pycocotools import mask as coco_mask
 
-SIZE = 256
-OUTLINES = ('disc', 'cross')
-TEXTURES = {'coarse': (12.0, 18.0), 'fine': (4.0, 6.0)}  # wavelengths of the stripes, pixels
-CLASSES = tuple(f'{texture}-{outline}' for outline in OUTLINES for texture in TEXTURES)
+SIZE = 192
+TEXTURES = {'coarse': (14.0, 20.0), 'fine': (5.0, 7.0)}  # wavelengths of the stripes, pixels
+CLASSES = {'coarse-disc': ('disc', ('coarse',)), 'fine-disc': ('disc', ('fine',)), 'cross': ('cross', ('coarse', 'fine'))}
+"""Outline and textures of each class."""
 LEAST_VISIBLE = 0.5  # of a shape's area; one that is hidden more is not annotated and not drawn
 
 
@@ -42,28 +42,29 @@ def stripes(rng: np.random.Generator, wavelength: float, mask: np.ndarray) -> np
     angle, phase = rng.uniform(0, np.pi), rng.uniform(0, 2 * np.pi)
     rows, columns = np.nonzero(mask)
     wave = np.sin(2 * np.pi / wavelength * (columns * np.cos(angle) + rows * np.sin(angle)) + phase)
-    return rng.uniform(70, 185, 3) + rng.uniform(35, 60) * wave[..., None]
+    return rng.uniform(75, 180, 3) + rng.uniform(45, 65) * wave[..., None]
 
 
 def ground(rng: np.random.Generator) -> np.ndarray:
     """A smooth ground with soft blots, ``[SIZE, SIZE, 3]`` float."""
-    coarse = rng.uniform(60, 190, (6, 6, 3)).astype(np.float32)
+    coarse = rng.uniform(80, 170, (5, 5, 3)).astype(np.float32)
     return cv2.resize(coarse, (SIZE, SIZE), interpolation=cv2.INTER_CUBIC).astype(float)
 
 
 def make_image(rng: np.random.Generator) -> tuple[np.ndarray, list[tuple[int, np.ndarray]]]:
     """One image, ``[SIZE, SIZE, 3]`` uint8, and its instances as (category id, visible mask)."""
+    names = list(CLASSES)
     shapes: list[tuple[int, np.ndarray]] = []
     centres: list[np.ndarray] = []
-    for _ in range(rng.integers(6, 15)):
-        radius = float(np.exp(rng.uniform(np.log(14), np.log(44))))
+    for _ in range(rng.integers(4, 11)):
+        radius = float(np.exp(rng.uniform(np.log(14), np.log(36))))
         # Every other shape is put beside one that is there, so that they crowd and overlap.
         if centres and rng.random() < 0.5:
             centre = centres[rng.integers(len(centres))] + rng.normal(0, 1.3 * radius, 2)
         else:
-            centre = rng.uniform(0.05 * SIZE, 0.95 * SIZE, 2)
+            centre = rng.uniform(0.1 * SIZE, 0.9 * SIZE, 2)
         category = int(rng.integers(len(CLASSES)))
-        mask = outline_mask(rng, CLASSES[category].split('-')[1], centre, radius)
+        mask = outline_mask(rng, CLASSES[names[category]][0], centre, radius)
         kept = [(other, area & ~mask) for other, area in shapes]
         hidden = any(new.sum() < LEAST_VISIBLE * old.sum() for (_, new), (_, old) in zip(kept, shapes, strict=True))
         if mask.sum() < 150 or hidden:
@@ -72,8 +73,9 @@ def make_image(rng: np.random.Generator) -> tuple[np.ndarray, list[tuple[int, np
         centres.append(centre)
     image = ground(rng)
     for category, mask in shapes:
-        image[mask] = stripes(rng, rng.uniform(*TEXTURES[CLASSES[category].split('-')[0]]), mask)
-    image = np.clip(image + rng.normal(0, 8, image.shape), 0, 255).astype(np.uint8)
+        textures = CLASSES[names[category]][1]
+        image[mask] = stripes(rng, rng.uniform(*TEXTURES[textures[rng.integers(len(textures))]]), mask)
+    image = np.clip(image + rng.normal(0, 6, image.shape), 0, 255).astype(np.uint8)
     return image, [(category + 1, mask) for category, mask in shapes]
 
 
