@@ -3,7 +3,8 @@
     python tools/make_shapes.py OUT [--train 600] [--val 80] [--seed 0]
 
 Striped discs and crosses on a mottled ground, in three classes: discs with coarse stripes, discs with fine ones, and crosses with either.
-Outline alone tells a cross and spatial frequency alone tells the discs apart. Shapes crowd and occlude one another; a mask is what is visible of its shape.
+Outline alone tells a cross, and spatial frequency alone tells the discs apart. Shapes crowd and occlude one another; a mask is what is
+visible of its shape.
 """
 
 import argparse
