@@ -19,7 +19,7 @@ model = dict(
         bbox_roi_extractor=dict(out_channels=64, roi_layer=dict(sampling_ratio=1)),
         bbox_head=dict(in_channels=64, fc_out_channels=256),
         mask_roi_extractor=dict(out_channels=64, roi_layer=dict(sampling_ratio=1)),
-        mask_head=dict(in_channels=64, conv_out_channels=64),
+        mask_head=dict(num_convs=2, in_channels=64, conv_out_channels=64),
     ),
     train_cfg=dict(rpn_proposal=dict(nms_pre=200, max_per_img=100), rcnn=dict(sampler=dict(num=48, pos_fraction=0.5))),
     test_cfg=dict(rpn=dict(nms_pre=500, max_per_img=300)),
