@@ -137,7 +137,7 @@ class FcaResNet(ResNet):
         fold: bool = True,
         **resnet_kwargs: Any,
     ):
-        stages = resnet_kwargs.get('num_stages', 4)
+        stages = min(resnet_kwargs.get('num_stages', 4), 4)  # mmdet refuses more than 4
         if isinstance(dct_size, int) or len(dct_size) < stages:
             raise ValueError(f'dct_size={dct_size} must give one grid for each of the {stages} stages, such as (56, 28, 14, 7)')
         self.dct_size = tuple(dct_size)

@@ -5,6 +5,8 @@
 The tests are not part of mmdet's distributions: the checkout provides ``tests/test_models/test_backbones/test_resnet.py`` and the
 ``utils.py`` beside it. Many of them build backbones of 1 to 3 base channels, too narrow for 16 frequencies: those get one frequency and
 no reduction, every other its defaults.
+
+The names are exchanged in the test modules: in mmdet's own, ``super(Bottleneck, self)`` would find the subclass.
 """
 
 import sys
@@ -12,8 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mmdet.models import backbones
-from mmdet.models.backbones import resnet
 
 from fca_mmdet import FcaBasicBlock, FcaBottleneck, FcaResNet, FcaResNetV1d
 
@@ -24,23 +24,36 @@ class AnyWidthResNet(FcaResNet):
     """FcaResNet that also builds where the channels do not divide by 16."""
 
     def __init__(self, depth: int, **kwargs: Any):
-        super().__init__(depth, **(NARROW if kwargs.get('base_channels', 64) % 16 else {}), **kwargs)
+        super().__init__(depth, **(NARROW if kwargs.get('base_channels', 64) % 4 else {}), **kwargs)
 
 
 class AnyWidthResNetV1d(FcaResNetV1d):
     """FcaResNetV1d that also builds where the channels do not divide by 16."""
 
     def __init__(self, depth: int, **kwargs: Any):
-        super().__init__(depth, **(NARROW if kwargs.get('base_channels', 64) % 16 else {}), **kwargs)
+        super().__init__(depth, **(NARROW if kwargs.get('base_channels', 64) % 4 else {}), **kwargs)
+
+
+EXCHANGE = dict(ResNet=AnyWidthResNet, ResNetV1d=AnyWidthResNetV1d, BasicBlock=FcaBasicBlock, Bottleneck=FcaBottleneck)
+
+
+class Exchange:
+    """A pytest plugin that exchanges the classes where the tests look them up."""
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Function]) -> None:
+        """Rebind the names that the collected test modules, and the ``utils`` beside them, imported."""
+        for module in {item.module for item in items}:
+            for owner in (module, sys.modules[f'{module.__package__}.utils']):
+                for name in EXCHANGE.keys() & vars(owner).keys():
+                    setattr(owner, name, EXCHANGE[name])
 
 
 def main() -> int:
-    """Exchange the classes and run the tests."""
+    """Run the tests with the classes exchanged."""
     (checkout,) = sys.argv[1:]
-    backbones.ResNet, backbones.ResNetV1d = AnyWidthResNet, AnyWidthResNetV1d  # type: ignore[misc]
-    resnet.BasicBlock, resnet.Bottleneck = FcaBasicBlock, FcaBottleneck  # type: ignore[misc]
     path = Path(checkout, 'tests', 'test_models', 'test_backbones', 'test_resnet.py')
-    return int(pytest.main(['-v', '-p', 'no:cacheprovider', '-c', '/dev/null', '--rootdir', checkout, str(path)]))
+    options = ['-v', '-p', 'no:cacheprovider', '-c', '/dev/null', '--rootdir', checkout, str(path)]
+    return int(pytest.main(options, plugins=[Exchange()]))
 
 
 if __name__ == '__main__':
