@@ -7,7 +7,7 @@ Differs from the published code (https://github.com/cfzd/FcaNet): any input size
 state dict for ``basis='dct'``, the learnable variants train, and errors say what is wrong.
 """
 
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import torch
 from mmdet.registry import MODELS
@@ -139,8 +139,7 @@ class MultiSpectralAttention(BaseModule):
     def excite(self, freq: Tensor) -> Tensor:
         """Gates in (0, 1) from the frequency vector, ``[N, C]`` to ``[N, C]``, in the dtype of the weights, autocast or not."""
         with torch.autocast(freq.device.type, enabled=False):
-            weight = next(self.fc.parameters())
-            return self.fc(freq.to(weight.dtype))
+            return self.fc(freq.to(cast(nn.Linear, self.fc[0]).weight.dtype))
 
     def forward(self, x: Tensor) -> Tensor:
         """Scale each channel of ``[N, C, H, W]`` by its gate."""

@@ -110,18 +110,24 @@ def cached_projection_maps(
         return projection_maps(frequencies, grid, height, width, device).to(dtype)
 
 
+def _inner_products(x: Tensor, maps: Tensor) -> Tensor:
+    """``project`` without a gradient."""
+    vectors = maps.flatten(1)[:, None]
+    # A view in both memory formats: [N, F, H W, P]. The map on the left of the product is what runs at the speed of memory.
+    channels = x.unflatten(1, (len(maps), -1)).flatten(3).transpose(2, 3)
+    if len(x) == 1:
+        return torch.bmm(vectors, channels[0]).view(1, -1)
+    if x.is_cuda or not len(x):
+        return torch.matmul(vectors, channels).flatten(1)
+    return torch.stack([torch.bmm(vectors, image).flatten() for image in channels])
+
+
 class _Project(torch.autograd.Function):
-    """Inner products of channels with their group's map, with a backward that writes the gradient in the input's layout."""
+    """``project`` with a backward that writes the gradient once, in the input's layout."""
 
     @staticmethod
     def forward(x: Tensor, maps: Tensor) -> Tensor:
-        groups = len(maps)
-        vectors = maps.flatten(1)[:, None]
-        # A view in both memory formats: [N, F, H W, P]. The map on the left of the product is what runs at the speed of memory.
-        channels = x.unflatten(1, (groups, -1)).flatten(3).transpose(2, 3)
-        if x.is_cuda or not len(x):
-            return torch.matmul(vectors, channels).flatten(1)
-        return torch.stack([torch.bmm(vectors, image).flatten() for image in channels])
+        return _inner_products(x, maps)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -153,4 +159,6 @@ def project(x: Tensor, maps: Tensor) -> Tensor:
         >>> project(torch.ones(1, 2, 3, 3), torch.ones(1, 3, 3))
         tensor([[9., 9.]])
     """
-    return _Project.apply(x, maps)
+    if torch.is_grad_enabled() and x.requires_grad:
+        return _Project.apply(x, maps)
+    return _inner_products(x, maps)
