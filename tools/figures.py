@@ -81,7 +81,7 @@ def draw_bases(frequencies: Sequence[Frequency], out: Path, size: int = 56) -> N
     """The DCT basis functions of a frequency set, rank by rank, each scaled to its own range."""
     columns = min(8, len(frequencies))
     rows = -(-len(frequencies) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(1.4 * columns, 1.6 * rows), squeeze=False)
+    figure, axes = plt.subplots(rows, columns, figsize=(1.4 * columns, 0.4 + 1.8 * rows), squeeze=False)
     for axis in axes.flat:
         axis.axis('off')
     for axis, (u, v) in zip(axes.flat, frequencies, strict=False):
@@ -123,7 +123,10 @@ def draw_gates(runner: Runner, out: Path, index: int = 0) -> None:
     axes[0].imshow(item['inputs'].numpy().transpose(1, 2, 0)[..., ::-1])
     axes[0].set_title(Path(item['data_samples'].img_path).name, fontsize=9)
     axes[0].axis('off')
-    summaries = {'mean gate': [gate.mean(1) for gate in gates.values()], 'spread (std)': [gate.std(1) for gate in gates.values()]}
+    summaries = {
+        'mean gate': [gate.mean(1) for gate in gates.values()],
+        'spread (std)': [gate.std(1, correction=0) for gate in gates.values()],
+    }
     for axis, (title, values) in zip(axes[1:], summaries.items(), strict=True):
         picture = axis.imshow(torch.stack(values), aspect='auto', cmap='viridis')
         axis.set_xticks(range(len(attention.frequencies)), [f'{u},{v}' for u, v in attention.frequencies], rotation=90, fontsize=8)

@@ -60,5 +60,5 @@ param_scheduler = [
 ]
 auto_scale_lr = dict(base_batch_size=4)
 
-default_hooks = dict(logger=dict(interval=25), checkpoint=dict(by_epoch=False, interval=100, max_keep_ckpts=2))
+default_hooks = dict(logger=dict(interval=25, log_metric_by_epoch=False), checkpoint=dict(by_epoch=False, interval=100, max_keep_ckpts=2))
 log_processor = dict(by_epoch=False, window_size=25)
