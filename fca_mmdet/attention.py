@@ -3,7 +3,7 @@
 FcaNet: Frequency Channel Attention Networks, Qin, Zhang, Wu, Li, ICCV 2021, https://arxiv.org/abs/2012.11879.
 With one frequency, (0, 0), it is squeeze-and-excitation (https://arxiv.org/abs/1709.01507) up to a constant (theorem 1).
 
-Differs from the published code (https://github.com/cfzd/FcaNet): any input size at the cost of global pooling, no basis in the
+Differs from the published code (https://github.com/cfzd/FcaNet): any input size without a pooled tensor, no basis in the
 state dict for ``basis='dct'``, the learnable variants train, and errors say what is wrong.
 """
 
