@@ -58,9 +58,11 @@ def allow_mmengine_checkpoints() -> None:
     HistoryBuffer()  # makes the class list its statistics
     reconstruct: Any = np.zeros(0).__reduce__()[0]
     scalar: Any = np.float64(0).__reduce__()[0]
-    allowed: list = [HistoryBuffer, np.ndarray, np.dtype, (_history_buffer_method, 'builtins.getattr')]
+    classes = [HistoryBuffer, np.ndarray, np.dtype, *(type(np.dtype(name)) for name in ('float32', 'float64', 'int32', 'int64', 'bool'))]
+    # With their names, since OneDL's mmengine withdraws the bare classes after each checkpoint that it loads.
+    allowed: list = [(cls, f'{cls.__module__}.{cls.__qualname__}') for cls in classes]
+    allowed.append((_history_buffer_method, 'builtins.getattr'))
     for function in (reconstruct, scalar):
         # The module moved in numpy 2; a checkpoint may have been written with either.
         allowed += [(function, f'{package}.multiarray.{function.__name__}') for package in ('numpy.core', 'numpy._core')]
-    allowed += {type(np.dtype(name)) for name in ('float32', 'float64', 'int32', 'int64', 'bool')}
     torch.serialization.add_safe_globals(allowed)

@@ -1,3 +1,4 @@
+import pickle
 import sys
 
 import mmcv
@@ -6,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.logging import HistoryBuffer, MessageHub
+from mmengine.runner.checkpoint import _load_checkpoint as load_checkpoint
 
 from fca_mmdet.stack import check_versions
 
@@ -38,6 +40,23 @@ def test_mmengines_log_loads_as_data(tmp_path):
     buffer = loaded['message_hub']['log_scalars']['train/loss']
     assert isinstance(buffer, HistoryBuffer)
     assert buffer.mean() == 2
+
+
+def test_mmengine_loading_a_checkpoint_withdraws_nothing(tmp_path):
+    torch.save({'log': HistoryBuffer([1.0], [1])}, tmp_path / 'checkpoint.pth')
+    for _ in range(2):
+        load_checkpoint(str(tmp_path / 'checkpoint.pth'))
+        torch.load(tmp_path / 'checkpoint.pth', weights_only=True)
+
+
+def test_getattr_in_a_checkpoint_finds_log_statistics_only(tmp_path):
+    class Reach:
+        def __reduce__(self):
+            return getattr, (HistoryBuffer, '__init__')
+
+    torch.save(Reach(), tmp_path / 'hostile.pth')
+    with pytest.raises(pickle.UnpicklingError, match=r"asks for attribute '__init__' of .*HistoryBuffer.*, which is not allowed"):
+        torch.load(tmp_path / 'hostile.pth', weights_only=True)
 
 
 def test_loading_as_data_still_refuses_code(tmp_path):
