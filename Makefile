@@ -4,7 +4,7 @@ PYTHON ?= python3
 WORK_DIR ?= work_dirs/demo
 RUN := .venv/$(STACK)/bin/python
 
-.PHONY: environment demo test test-slow
+.PHONY: environment demo test
 
 environment:
 	$(PYTHON) tools/environment/prepare.py --stack $(STACK)
@@ -17,7 +17,4 @@ test: environment
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
-	$(RUN) -m pytest -m 'not slow'
-
-test-slow: environment
-	$(RUN) -m pytest -m slow
+	$(RUN) -m pytest
