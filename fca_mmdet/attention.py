@@ -7,6 +7,7 @@ Differs from the published code (https://github.com/cfzd/FcaNet): any input size
 state dict for ``basis='dct'``, the learnable variants train, and errors say what is wrong.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal, cast, get_args
 
 import torch
@@ -126,7 +127,7 @@ class MultiSpectralAttention(BaseModule):
         Half precision is raised to float32: a component is up to sqrt(h w) times the mean and would overflow float16.
         """
         x = x.to(torch.promote_types(x.dtype, torch.float32))
-        with torch.autocast(x.device.type, enabled=False):
+        with _without_autocast(x.device.type):
             if self.basis != 'dct':
                 return self.dct_layer(x)
             height, width = x.shape[2:]
@@ -138,7 +139,7 @@ class MultiSpectralAttention(BaseModule):
 
     def excite(self, freq: Tensor) -> Tensor:
         """Gates in (0, 1) from the frequency vector, ``[N, C]`` to ``[N, C]``, in the dtype of the weights, autocast or not."""
-        with torch.autocast(freq.device.type, enabled=False):
+        with _without_autocast(freq.device.type):
             return self.fc(freq.to(cast(nn.Linear, self.fc[0]).weight.dtype))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -151,6 +152,11 @@ class MultiSpectralAttention(BaseModule):
     def extra_repr(self) -> str:
         """The configuration, as the repr of the module shows it."""
         return f'in_channels={self.in_channels}, grid={self.grid}, frequencies={len(self.frequencies)}, basis={self.basis}'
+
+
+def _without_autocast(device: str) -> AbstractContextManager:
+    """Autocast switched off where it is on; elsewhere nothing, since entering the context costs time on small maps."""
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
 def _checked_grid(dct_size: int | tuple[int, int], frequencies: Frequencies) -> tuple[int, int]:
