@@ -11,16 +11,19 @@ check_versions()
 allow_mmengine_checkpoints()
 
 from .attention import MultiSpectralAttention  # noqa: E402
+from .baselines import EfficientChannelAttention, SqueezeExcitation  # noqa: E402
 from .frequency import FREQUENCY_SETS, Frequency  # noqa: E402
 from .resnet import FcaBasicBlock, FcaBottleneck, FcaResNet, FcaResNetV1d  # noqa: E402
 
 __all__ = [
     'FREQUENCY_SETS',
+    'EfficientChannelAttention',
     'FcaBasicBlock',
     'FcaBottleneck',
     'FcaResNet',
     'FcaResNetV1d',
     'Frequency',
     'MultiSpectralAttention',
+    'SqueezeExcitation',
     '__version__',
 ]

@@ -127,19 +127,24 @@ class MultiSpectralAttention(BaseModule):
         Half precision is raised to float32: a component is up to sqrt(h w) times the mean and would overflow float16.
         """
         x = x.to(torch.promote_types(x.dtype, torch.float32))
-        with _without_autocast(x.device.type):
+        with without_autocast(x.device.type):
             if self.basis != 'dct':
                 return self.dct_layer(x)
-            height, width = x.shape[2:]
-            if torch.compiler.is_compiling() or torch.jit.is_tracing():
-                # Sizes are symbols here: the maps are part of the graph, and the product is left to the compiler.
-                maps = projection_maps(self.frequencies, self.grid, height, width, x.device).to(x.dtype)
-                return (x.unflatten(1, (len(maps), -1)) * maps[:, None]).sum((3, 4)).flatten(1)
-            return project(x, cached_projection_maps(self.frequencies, self.grid, height, width, x.dtype, x.device))
+            maps = self.projection_maps(x)
+            if is_symbolic():
+                return (x.unflatten(1, (len(maps), -1)) * maps[:, None]).sum((3, 4)).flatten(1)  # the compiler's to arrange
+            return project(x, maps)
+
+    def projection_maps(self, x: Tensor) -> Tensor:
+        """The map of each frequency for the size, dtype and device of ``x``: ``[N, *, H, W]`` to ``[F, H, W]``. Not to be written to."""
+        height, width = x.shape[2:]
+        if is_symbolic():
+            return projection_maps(self.frequencies, self.grid, height, width, x.device).to(x.dtype)
+        return cached_projection_maps(self.frequencies, self.grid, height, width, x.dtype, x.device)
 
     def excite(self, freq: Tensor) -> Tensor:
         """Gates in (0, 1) from the frequency vector, ``[N, C]`` to ``[N, C]``, in the dtype of the weights, autocast or not."""
-        with _without_autocast(freq.device.type):
+        with without_autocast(freq.device.type):
             return self.fc(freq.to(cast(nn.Linear, self.fc[0]).weight.dtype))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -154,7 +159,12 @@ class MultiSpectralAttention(BaseModule):
         return f'in_channels={self.in_channels}, grid={self.grid}, frequencies={len(self.frequencies)}, basis={self.basis}'
 
 
-def _without_autocast(device: str) -> AbstractContextManager:
+def is_symbolic() -> bool:
+    """Whether sizes may be symbols (compiling, exporting, tracing): then maps are part of the graph, and no branch asks for a size."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+
+
+def without_autocast(device: str) -> AbstractContextManager:
     """Autocast switched off where it is on; elsewhere nothing, since entering the context costs time on small maps."""
     return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 

@@ -140,7 +140,7 @@ class _Project(torch.autograd.Function):
         (maps,) = ctx.saved_tensors
         grad = grad.unflatten(1, (len(maps), -1))
         if ctx.channels_last:
-            pixels = maps.permute(1, 2, 0)[..., None] * grad[:, None, None]
+            pixels = maps.permute(1, 2, 0).contiguous()[..., None] * grad[:, None, None]  # the product takes its layout from the maps
             return pixels.flatten(3).permute(0, 3, 1, 2), None
         return (grad[..., None, None] * maps[:, None]).flatten(1, 2), None
 

@@ -20,6 +20,7 @@ from mmdet.registry import MODELS
 from torch import Tensor, nn
 
 from .attention import Basis, MultiSpectralAttention
+from .folding import foldable, run_folded
 from .frequency import Frequencies
 
 
@@ -30,7 +31,7 @@ class FcaBasicBlock(BasicBlock):
         inplanes: input channels.
         planes: output channels, which the frequencies must divide.
         frequencies, dct_size, reduction, basis: as in ``MultiSpectralAttention``.
-        fold: accepted for the backbone's sake.
+        fold: run the folded execution (``fca_mmdet/folding.py``) wherever it is exact.
         block_kwargs: what mmdet's BasicBlock takes.
 
     Example:
@@ -60,6 +61,8 @@ class FcaBasicBlock(BasicBlock):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[N, inplanes, H, W]`` to ``[N, planes, H / stride, W / stride]``. mmdet's BasicBlock has no plugin slot to use here."""
+        if self.fold and foldable(self):
+            return run_folded(self, x)
         if self.with_cp and x.requires_grad:
             return self.relu(torch.utils.checkpoint.checkpoint(self._sum, x, use_reentrant=False))
         return self.relu(self._sum(x))
@@ -72,7 +75,7 @@ class FcaBottleneck(Bottleneck):
         inplanes: input channels.
         planes: a quarter of the output channels, which the frequencies must divide.
         frequencies, dct_size, reduction, basis: as in ``MultiSpectralAttention``.
-        fold: accepted for the backbone's sake.
+        fold: run the folded execution (``fca_mmdet/folding.py``) wherever it is exact.
         plugins: mmdet's plugins beside the attention.
         block_kwargs: what else mmdet's Bottleneck takes.
 
@@ -98,6 +101,10 @@ class FcaBottleneck(Bottleneck):
         super().__init__(inplanes, planes, plugins=plugins, **block_kwargs)
         self.fold = fold
 
+    def forward(self, x: Tensor) -> Tensor:
+        """``[N, inplanes, H, W]`` to ``[N, 4 planes, H / stride, W / stride]``."""
+        return run_folded(self, x) if self.fold and foldable(self) else super().forward(x)
+
 
 @MODELS.register_module()
 class FcaResNet(ResNet):
@@ -109,7 +116,8 @@ class FcaResNet(ResNet):
         dct_size: the grid of each stage, a number or (height, width) per stage.
         reduction: of the excitation.
         basis: ``dct``, or a variant of the paper's ablation.
-        fold: accepted; every block runs the readable path.
+        fold: run each block folded (``fca_mmdet/folding.py``: the same function, faster and with less memory) wherever that is exact,
+            as with frozen statistics; ``False`` always runs the readable path.
         resnet_kwargs: everything that mmdet's ResNet takes: ``frozen_stages``, ``norm_eval``, ``plugins``, ``dcn``, ``with_cp``,
             ``deep_stem``, ``out_indices``, ``init_cfg``, ...
 

@@ -1,28 +1,286 @@
-"""Time the attention layer beside squeeze-and-excitation and the global average, at the stage shapes of an image.
+"""Time frequency channel attention beside its peers, and measure what a training step keeps.
 
-    python tools/benchmark.py [--image 800 1344] [--batch 1 2] [--repeats 15] [--device cpu] [--out FILE.json]
+    python tools/benchmark.py backbone [--depth 50 --batch 1 --size 800 1344 --channels-last --compile --dtype bfloat16 ...]
+    python tools/benchmark.py sizes       # time against image area
+    python tools/benchmark.py forms       # the two folded forms of a bottleneck, where one overtakes the other
+    python tools/benchmark.py attention   # the layer alone, beside squeeze-and-excitation and a global average
+    python tools/benchmark.py detector    # a training step of Mask R-CNN, on a GPU
+    python tools/benchmark.py record      # all that docs/benchmark shows, written to --out as JSON and figures
 
-The layers run interleaved in one process. A time is a median over the repeats; a ratio is the median of the ratios within a repeat, so
-that what else the machine does falls on both sides. ``forward`` is inference, ``training`` is forward and backward.
+Every alternative lives in a process of its own, as it would be trained or deployed, and they take turns: what the machine does besides
+falls on all, and none profits from memory that another one made the allocator keep. A time is a median over the rounds, a ratio the
+median of the ratios to mmdet's ResNet within a round. Normalisations are frozen (``norm_eval``) with statistics drawn around those of
+trained ResNets, ``frozen_stages=1``. On CUDA, times are taken with events.
 """
 
 import argparse
+import dataclasses
 import json
+import multiprocessing
+import os
 import platform
+import resource
 import statistics
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any, cast
 
 import torch
+from figures import describe_setting, draw_costs, draw_sizes
+from mmdet.models.backbones import ResNet
 from mmdet.models.layers import SELayer
+from mmdet.registry import MODELS
+from mmdet.testing import demo_mm_inputs
+from mmengine.hub import get_config
+from mmengine.logging import MMLogger
 from torch import Tensor, nn
 
-from fca_mmdet import MultiSpectralAttention
+from fca_mmdet import FcaBottleneck, FcaResNet, MultiSpectralAttention, folding
 
 STAGES = {'stage1': (256, 4, 56), 'stage2': (512, 8, 28), 'stage3': (1024, 16, 14), 'stage4': (2048, 32, 7)}
 """Channels, stride and grid of each stage of a ResNet with bottlenecks."""
+
+BACKBONES: dict[str, Callable[..., ResNet]] = {
+    'ResNet': ResNet,
+    '+ SE': partial(ResNet, plugins=[dict(cfg=dict(type='SqueezeExcitation'), position='after_conv3')]),
+    '+ ECA': partial(ResNet, plugins=[dict(cfg=dict(type='EfficientChannelAttention'), position='after_conv3')]),
+    '+ GC': partial(ResNet, plugins=[dict(cfg=dict(type='ContextBlock', ratio=1 / 16), position='after_conv3')]),
+    '+ FCA, readable': partial(FcaResNet, fold=False),
+    '+ FCA, folded': FcaResNet,
+}
+"""What is compared, ResNet first: the ratios are to it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What a table is measured under. ``dtype`` other than float32 is autocast; ``keep_pages`` tells glibc to return no memory."""
+
+    depth: int = 50
+    batch: int = 1
+    size: tuple[int, int] = (800, 1344)
+    dtype: str = 'float32'
+    channels_last: bool = False
+    compile: bool = False
+    device: str = 'cpu'
+    threads: int = torch.get_num_threads()
+    keep_pages: bool = False
+
+
+def seconds(action: Callable[[], object], device: torch.device) -> float:
+    """The time of one call: wall clock on a CPU, events on CUDA."""
+    if device.type != 'cuda':
+        start = time.perf_counter()
+        action()
+        return time.perf_counter() - start
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    action()
+    end.record()
+    torch.cuda.synchronize(device)
+    return begin.elapsed_time(end) / 1e3
+
+
+class Subject:
+    """One backbone under one setting, and the actions that are measured on it."""
+
+    def __init__(self, name: str, setting: Setting):
+        torch.set_num_threads(setting.threads)
+        torch.manual_seed(0)
+        MMLogger.get_instance('mmengine', log_level='ERROR')
+        self.setting, self.device = setting, torch.device(setting.device)
+        memory_format = torch.channels_last if setting.channels_last else torch.contiguous_format
+        self.model: nn.Module = BACKBONES[name](depth=setting.depth, frozen_stages=1, norm_eval=True)
+        for module in self.model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                nn.init.uniform_(module.weight, 0.1, 0.5)
+                nn.init.normal_(module.bias, 0, 0.2)
+                nn.init.normal_(cast(Tensor, module.running_mean), 0, 0.2)
+                nn.init.uniform_(cast(Tensor, module.running_var), 0.3, 2)
+        self.model.to(self.device, memory_format=memory_format).train()
+        self.x = torch.randn(setting.batch, 3, *setting.size, device=self.device).to(memory_format=memory_format)
+        self.run: Callable[[Tensor], Sequence[Tensor]] = torch.compile(self.model) if setting.compile else self.model
+
+    def forward(self) -> Sequence[Tensor]:
+        """The features, under autocast if the setting says so."""
+        precise = self.setting.dtype == 'float32'
+        with nullcontext() if precise else torch.autocast(self.device.type, getattr(torch, self.setting.dtype)):
+            return self.run(self.x)
+
+    @torch.inference_mode()
+    def inference(self) -> float:
+        """Seconds of one forward."""
+        return seconds(self.forward, self.device)
+
+    def training(self) -> float:
+        """Seconds of one forward and backward."""
+
+        def step() -> None:
+            torch.stack([feature.mean() for feature in self.forward()]).sum().backward()
+
+        self.model.zero_grad()
+        return seconds(step, self.device)
+
+    def saved(self) -> float:
+        """Bytes that a forward keeps for backward beyond parameters and buffers."""
+        kept: dict[int, int] = {}
+        own = {tensor.untyped_storage().data_ptr() for tensor in [*self.model.parameters(), *self.model.buffers()]}
+
+        def note(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in own:
+                kept[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            features = self.forward()
+        del features
+        return float(sum(kept.values()))
+
+    def peak(self) -> float:
+        """The most bytes so far: of CUDA's allocator, or resident in the process."""
+        if self.device.type == 'cuda':
+            return float(torch.cuda.max_memory_allocated(self.device))
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
+
+
+class Detector(Subject):
+    """Mask R-CNN with one of the backbones; a training step's forward is the losses of random images with ten objects each."""
+
+    def __init__(self, name: str, setting: Setting):
+        super().__init__(name, setting)
+        model = get_config('mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py').model
+        model.backbone.init_cfg = None
+        detector = MODELS.build(model)
+        detector.backbone = self.model
+        self.model = detector.to(self.device).train()
+        shapes = [(3, *setting.size)] * setting.batch
+        data = demo_mm_inputs(setting.batch, shapes, num_items=[10] * setting.batch, num_classes=80, with_mask=True, device=setting.device)
+        self.data = detector.data_preprocessor(data, training=True)
+        self.run = lambda _: [detector.parse_losses(detector.loss(**self.data))[0]]
+
+
+def _serve(connection: Connection, kind: type[Subject], name: str, setting: Setting) -> None:
+    subject = kind(name, setting)
+    while action := connection.recv():
+        connection.send(getattr(subject, action)())
+
+
+@contextmanager
+def workers(names: Sequence[str], setting: Setting, kind: type[Subject] = Subject) -> Iterator[Callable[[str], dict[str, float]]]:
+    """A process per backbone; yields a function that has an action measured in each, one after the other."""
+    context = multiprocessing.get_context('spawn')
+    allocator = {'MALLOC_MMAP_MAX_': '0', 'MALLOC_TRIM_THRESHOLD_': str(2**40)} if setting.keep_pages else {}
+    os.environ.update(allocator)  # read by glibc when a process starts
+    connections: dict[str, Connection] = {}
+    for name in names:
+        connections[name], theirs = context.Pipe()
+        context.Process(target=_serve, args=(theirs, kind, name, setting), daemon=True).start()
+        theirs.close()  # a worker that dies is an EOFError here
+    for variable in allocator:
+        del os.environ[variable]
+
+    def ask(action: str) -> dict[str, float]:
+        answers = {}
+        for name, connection in connections.items():
+            connection.send(action)
+            answers[name] = connection.recv()
+        return answers
+
+    yield ask
+    for connection in connections.values():
+        connection.send(None)
+
+
+def rounds(measure: Callable[[], dict[str, float]], repeats: int, label: str) -> dict[str, list[float]]:
+    """``repeats`` answers of ``measure`` by name after one that is not counted, with an estimate of the time left."""
+    answers = []
+    start = time.monotonic()
+    for index in range(repeats + 1):
+        answers.append(measure())
+        left = (time.monotonic() - start) / (index + 1) * (repeats - index)
+        print(f'\r{label}: round {index} of {repeats}, {left / 60:.1f} min left   ', end='', flush=True)
+    print('\r', end='')
+    return {name: [answer[name] for answer in answers[1:]] for name in answers[0]}
+
+
+def summary(values: dict[str, list[float]]) -> dict[str, dict[str, Any]]:
+    """Of each name the median, and median and quartiles of the ratios to the first name within a round."""
+    first = next(iter(values.values()))
+    rows = {}
+    for name, series in values.items():
+        ratios = [value / base for value, base in zip(series, first, strict=True)]
+        quartiles = statistics.quantiles(ratios, n=4)[::2] if len(ratios) > 1 else ratios * 2
+        rows[name] = {'median': statistics.median(series), 'ratio': statistics.median(ratios), 'quartiles': quartiles}
+    return rows
+
+
+def benchmark_backbones(setting: Setting, names: Sequence[str], repeats: int, training: bool = True) -> dict:
+    """The table of one setting: inference, and with ``training`` a step, the bytes it keeps and the peak."""
+    with workers(names, setting) as ask:
+        table = {'inference': summary(rounds(lambda: ask('inference'), repeats, 'inference'))}
+        if training:
+            table['training'] = summary(rounds(lambda: ask('training'), repeats, 'training'))
+            table['peak'] = summary({name: [value] for name, value in ask('peak').items()})
+            if not setting.compile:  # compiled code keeps its own
+                table['saved'] = summary({name: [value] for name, value in ask('saved').items()})
+    print_table(setting, table)
+    return {'setting': dataclasses.asdict(setting), 'repeats': repeats, 'table': table}
+
+
+def print_table(setting: Setting, table: dict) -> None:
+    """One line per backbone: each figure, its ratio to the first backbone's and the ratio's quartiles."""
+    print(f'\n{describe_setting(dataclasses.asdict(setting))}')
+    units = {'inference': (1e3, 'ms'), 'training': (1e3, 'ms'), 'saved': (2**-20, 'MiB'), 'peak': (2**-20, 'MiB')}
+    for name in table['inference']:
+        cells = []
+        for mode, rows in table.items():
+            (scale, unit), row = units[mode], rows[name]
+            spread = '' if mode in ('saved', 'peak') else f' ({row["quartiles"][0]:.2f} - {row["quartiles"][1]:.2f})'
+            cells.append(f'{mode} {row["median"] * scale:6.0f} {unit} {row["ratio"]:.2f}{spread}')
+        print(f'  {name:16} ' + '   '.join(cells), flush=True)
+
+
+def benchmark_sizes(setting: Setting, names: Sequence[str], repeats: int) -> list[dict]:
+    """Inference on square images of 320 to 1600 pixels."""
+    sizes = [(side, side) for side in (320, 480, 640, 800, 1120, 1600)]
+    return [benchmark_backbones(dataclasses.replace(setting, size=size), names, repeats, training=False) for size in sizes]
+
+
+def benchmark_detector(setting: Setting, repeats: int) -> dict:
+    """A training step of Mask R-CNN and its peak memory, for ResNet, SE and FCA."""
+    names = ['ResNet', '+ SE', '+ FCA, readable', '+ FCA, folded']
+    with workers(names, setting, Detector) as ask:
+        table = {'training': summary(rounds(lambda: ask('training'), repeats, 'training'))}
+        table['peak'] = summary({name: [value] for name, value in ask('peak').items()})
+    print_table(setting, table)
+    return {'setting': dataclasses.asdict(setting), 'repeats': repeats, 'table': table}
+
+
+def layer_actions(layers: dict[str, nn.Module], x: Tensor, mode: str) -> dict[str, Callable[[], object]]:
+    """One call per layer: inference, or forward and backward into the input."""
+
+    def inference(layer: nn.Module) -> object:
+        with torch.inference_mode():
+            return layer(x)
+
+    def training(layer: nn.Module) -> object:
+        leaf = x.detach().requires_grad_()
+        out = layer(leaf)
+        return torch.autograd.grad(out, leaf, torch.ones_like(out))
+
+    run = inference if mode == 'inference' else training
+    return {name: partial(run, layer) for name, layer in layers.items()}
+
+
+def in_turns(actions: Mapping[str, Callable[[], object]], repeats: int, device: torch.device, label: str) -> dict:
+    """``summary`` of the times of small actions, taken in turns within this process."""
+    return summary(rounds(lambda: {name: seconds(action, device) for name, action in actions.items()}, repeats, label))
 
 
 class GlobalAverage(nn.Module):
@@ -33,90 +291,158 @@ class GlobalAverage(nn.Module):
         return x.mean((2, 3))
 
 
-def seconds(action: Callable[[], object], device: torch.device) -> float:
-    """Wall-clock time of one call, with the device's work done."""
-    if device.type == 'cuda':
-        torch.cuda.synchronize(device)
-    start = time.perf_counter()
-    action()
-    if device.type == 'cuda':
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start
-
-
-def interleaved(actions: dict[str, Callable[[], object]], repeats: int, device: torch.device) -> dict[str, list[float]]:
-    """The times of each action, taken in turns after one warm-up round."""
-    times: dict[str, list[float]] = {name: [] for name in actions}
-    for repeat in range(repeats + 1):
-        for name, action in actions.items():
-            elapsed = seconds(action, device)
-            if repeat:
-                times[name].append(elapsed)
-    return times
-
-
-def attention_actions(layers: dict[str, nn.Module], x: Tensor, mode: str) -> dict[str, Callable[[], object]]:
-    """One call per layer: inference, or forward and backward into the input."""
-
-    def forward(layer: nn.Module) -> object:
-        with torch.inference_mode():
-            return layer(x)
-
-    def training(layer: nn.Module) -> object:
-        leaf = x.detach().requires_grad_()
-        out = layer(leaf)
-        return torch.autograd.grad(out, leaf, torch.ones_like(out))
-
-    run = forward if mode == 'forward' else training
-    return {name: partial(run, layer) for name, layer in layers.items()}
-
-
-def benchmark_attention(image: tuple[int, int], batches: list[int], repeats: int, device: torch.device) -> list[dict]:
-    """A row per stage, batch and mode: medians in milliseconds and ratios to SE."""
-    rows = []
+def benchmark_attention(setting: Setting, repeats: int) -> list[dict]:
+    """The layer alone beside SE and a global average, on the stages' maps of an image."""
+    device, found = torch.device(setting.device), []
     for stage, (channels, stride, grid) in STAGES.items():
         layers: dict[str, nn.Module] = {'SE': SELayer(channels), 'FCA': MultiSpectralAttention(channels, grid), 'mean': GlobalAverage()}
         layers = {name: layer.to(device) for name, layer in layers.items()}
-        for batch in batches:
-            x = torch.randn(batch, channels, image[0] // stride, image[1] // stride, device=device)
-            for mode in ('forward', 'training'):
-                times = interleaved(attention_actions(layers, x, mode), repeats, device)
-                row: dict = {'shape': list(x.shape), 'stage': stage, 'mode': mode}
-                for name, values in times.items():
-                    row[f'{name} ms'] = 1e3 * statistics.median(values)
-                    ratios = [value / se for value, se in zip(values, times['SE'], strict=True)]
-                    row[f'{name} / SE'] = statistics.median(ratios)
-                    row[f'{name} / SE quartiles'] = statistics.quantiles(ratios, n=4)[::2]
-                rows.append(row)
-                print(
-                    f'{stage} {x.shape[0]}x{channels}x{x.shape[2]}x{x.shape[3]} {mode:8} '
-                    f'SE {row["SE ms"]:8.2f} ms   FCA / SE {row["FCA / SE"]:.2f} '
-                    f'({row["FCA / SE quartiles"][0]:.2f} - {row["FCA / SE quartiles"][1]:.2f})   mean / SE {row["mean / SE"]:.2f}',
-                    flush=True,
-                )
-    return rows
+        x = torch.randn(setting.batch, channels, *(side // stride for side in setting.size), device=device)
+        for mode in ('inference', 'training'):
+            rows = in_turns(layer_actions(layers, x, mode), repeats, device, stage)
+            found.append({'shape': list(x.shape), 'mode': mode, 'rows': rows})
+            cells = (f'{name} {row["median"] * 1e3:6.2f} ms {row["ratio"]:.2f}' for name, row in rows.items())
+            print(f'{stage} {"x".join(map(str, x.shape)):16} {mode:9}  ' + '   '.join(cells), flush=True)
+    return found
 
 
-def machine(device: torch.device) -> dict:
+def benchmark_forms(setting: Setting, repeats: int) -> list[dict]:
+    """The product form against the gate form of a folded bottleneck, at map sizes around ``PRODUCT_PIXELS``."""
+    device, found = torch.device(setting.device), []
+    memory_format = torch.channels_last if setting.channels_last else torch.contiguous_format
+    for planes, grid in ((128, 28), (256, 14), (512, 7)):
+        block = FcaBottleneck(4 * planes, planes, dct_size=grid).to(device, memory_format=memory_format).eval()
+        for ratio in (1, 2, 4, 8, 16, 32):
+            side = round((ratio * planes) ** 0.5)
+            x = torch.randn(setting.batch, 4 * planes, side, side, device=device).to(memory_format=memory_format)
+            row: dict[str, Any] = {'planes': planes, 'pixels per channel': ratio}
+            for mode in ('inference', 'training'):
+                (action,) = layer_actions({'block': block}, x, mode).values()
+                forms = {'gate': partial(_with_threshold, 1e9, action), 'product': partial(_with_threshold, 0, action)}
+                row[mode] = in_turns(forms, repeats, device, 'forms')['product']
+            found.append(row)
+            ratios = '   '.join(f'{mode} {row[mode]["ratio"]:.2f}' for mode in ('inference', 'training'))
+            print(f'z {planes} x {side} x {side}, {ratio:2} pixels per channel: product / gate   {ratios}', flush=True)
+    return found
+
+
+def _with_threshold(pixels: float, action: Callable[[], object]) -> object:
+    former, folding.PRODUCT_PIXELS = folding.PRODUCT_PIXELS, pixels  # type: ignore[assignment]
+    try:
+        return action()
+    finally:
+        folding.PRODUCT_PIXELS = former
+
+
+def machine(device: str) -> dict[str, Any]:
     """What the figures depend on."""
-    name = torch.cuda.get_device_name(device) if device.type == 'cuda' else platform.processor() or platform.machine()
-    return {'device': name, 'threads': torch.get_num_threads(), 'torch': torch.__version__, 'python': platform.python_version()}
+    cpu = next((line.split(':')[1].strip() for line in Path('/proc/cpuinfo').read_text().splitlines() if 'model name' in line), 'unknown')
+    distributions = ('mmdet', 'onedl-mmdetection', 'mmcv', 'onedl-mmcv')
+    return {
+        'cpu': f'{os.cpu_count()} cores {cpu}',
+        'gpu': torch.cuda.get_device_name(device) if device.startswith('cuda') else None,
+        'python': platform.python_version(),
+        'torch': torch.__version__,
+        **{name: version(name) for name in distributions if _installed(name)},
+    }
+
+
+def _installed(distribution: str) -> bool:
+    try:
+        version(distribution)
+    except PackageNotFoundError:
+        return False
+    return True
+
+
+def markdown(result: dict) -> str:
+    """The tables as a page: what docs/benchmark includes."""
+    lines = [f'Made by `{result["command"]}`', '', *(f'- {key}: {value}' for key, value in result['machine'].items()), '']
+    units = {'inference': (1e3, 'ms'), 'training': (1e3, 'ms'), 'saved': (2**-20, 'MiB'), 'peak': (2**-20, 'MiB')}
+    for measured in [*result['backbones'], *result.get('detector', [])]:
+        table = measured['table']
+        lines += [f'### {describe_setting(measured["setting"])}', '', f'| | {" | ".join(table)} |', '|---|' + '---|' * len(table)]
+        for name in next(iter(table.values())):
+            cells = []
+            for mode, rows in table.items():
+                (scale, unit), row = units[mode], rows[name]
+                low, high = row['quartiles']
+                cells.append(f'{row["ratio"]:.2f}{f" ({low:.2f}-{high:.2f})" if high > low else ""}, {row["median"] * scale:.0f} {unit}')
+            lines.append(f'| {name} | {" | ".join(cells)} |')
+        lines.append('')
+    return '\n'.join(lines)
+
+
+def record(base: Setting, repeats: int) -> dict:
+    """Every measurement that docs/benchmark shows: on a CPU the modes of use, on a GPU float32 and autocast."""
+    plain, brief = list(BACKBONES), ['ResNet', '+ FCA, readable', '+ FCA, folded']
+    vary = partial(dataclasses.replace, base)
+    if base.device == 'cpu':
+        settings = [
+            (vary(), plain),
+            (vary(batch=2), plain),
+            (vary(channels_last=True), plain),
+            (vary(channels_last=True, compile=True), brief),
+            (vary(depth=101), brief),
+            (vary(keep_pages=True), brief),
+            (vary(channels_last=True, keep_pages=True), brief),
+            (vary(channels_last=True, keep_pages=True, compile=True), brief),
+            (vary(depth=34), brief),
+        ]
+    else:
+        settings = [
+            (vary(depth=depth, batch=2, channels_last=last, dtype=dtype), plain if depth == 50 else brief)
+            for depth in (50, 101)
+            for last in (False, True)
+            for dtype in ('float32', 'float16', 'bfloat16')
+        ]
+    return {
+        'backbones': [benchmark_backbones(setting, names, repeats) for setting, names in settings],
+        'sizes': benchmark_sizes(base, plain, repeats),
+        'attention': benchmark_attention(base, 3 * repeats),
+        'forms': benchmark_forms(base, repeats),
+        'detector': [benchmark_detector(vary(batch=2, dtype=dtype), repeats) for dtype in ('float32', 'float16') if base.device != 'cpu'],
+    }
 
 
 def main() -> None:
     """Parse the command line, measure, print, write."""
-    parser = argparse.ArgumentParser(description='Time the attention layer beside its peers.')
-    parser.add_argument('--image', type=int, nargs=2, default=(800, 1344), metavar=('HEIGHT', 'WIDTH'))
-    parser.add_argument('--batch', type=int, nargs='+', default=[1, 2])
-    parser.add_argument('--repeats', type=int, default=15)
-    parser.add_argument('--device', type=torch.device, default=torch.device('cpu'))
-    parser.add_argument('--out', type=Path, help='a JSON file to write')
-    args = parser.parse_args()
-    rows = benchmark_attention(tuple(args.image), args.batch, args.repeats, args.device)
-    if args.out:
-        args.out.write_text(
-            json.dumps({'machine': machine(args.device), 'arguments': vars(args) | {'out': None}, 'rows': rows}, default=str)
-        )
+    parser = argparse.ArgumentParser(description='Time frequency channel attention beside its peers.')
+    parser.add_argument('what', choices=('backbone', 'sizes', 'attention', 'forms', 'detector', 'record'))
+    parser.add_argument('--depth', type=int, default=50)
+    parser.add_argument('--batch', type=int, default=1)
+    parser.add_argument('--size', type=int, nargs=2, default=(800, 1344), metavar=('HEIGHT', 'WIDTH'))
+    parser.add_argument('--dtype', choices=('float32', 'float16', 'bfloat16'), default='float32', help='other than float32: autocast')
+    parser.add_argument('--channels-last', action='store_true')
+    parser.add_argument('--compile', action='store_true', help='torch.compile the backbones')
+    parser.add_argument('--device', default='cpu')
+    parser.add_argument('--threads', type=int, default=torch.get_num_threads())
+    parser.add_argument('--keep-pages', action='store_true', help='tell glibc to keep what is freed (MALLOC_MMAP_MAX_=0, no trimming)')
+    parser.add_argument('--repeats', type=int, default=9)
+    parser.add_argument('--backbones', nargs='+', choices=BACKBONES, default=list(BACKBONES))
+    parser.add_argument('--out', type=Path, help='a JSON file to write; figures and tables are written beside it')
+    arguments = vars(parser.parse_args())
+    what, repeats, names, out = (arguments.pop(key) for key in ('what', 'repeats', 'backbones', 'out'))
+    setting = Setting(**arguments | {'size': tuple(arguments['size'])})
+    names = ['ResNet'] + [name for name in names if name != 'ResNet']
+    torch.set_num_threads(setting.threads)
+    found = {
+        'backbone': lambda: {'backbones': [benchmark_backbones(setting, names, repeats)]},
+        'sizes': lambda: {'sizes': benchmark_sizes(setting, names, repeats)},
+        'attention': lambda: {'attention': benchmark_attention(setting, repeats)},
+        'forms': lambda: {'forms': benchmark_forms(setting, repeats)},
+        'detector': lambda: {'detector': [benchmark_detector(setting, repeats)]},
+        'record': lambda: record(setting, repeats),
+    }[what]()
+    if out:
+        result = {'command': ' '.join(['python', *sys.argv]), 'machine': machine(setting.device), **found}
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(result, indent=1) + '\n')
+        if found.get('backbones'):
+            draw_costs(found['backbones'], out.with_suffix('.png'))
+            out.with_suffix('.md').write_text(markdown(result))
+        if found.get('sizes'):
+            draw_sizes(found['sizes'], out.with_name(out.stem + '-sizes.png'))
 
 
 if __name__ == '__main__':

@@ -136,6 +136,63 @@ def draw_gates(runner: Runner, out: Path, index: int = 0) -> None:
     _write(figure, out)
 
 
+def draw_costs(tables: Sequence[dict], out: Path) -> None:
+    """Bars of ``tools/benchmark.py``'s tables: each backbone's cost as a ratio to ResNet's, a row of panels per setting."""
+    modes = [mode for mode in ('inference', 'training', 'saved', 'peak') if any(mode in table['table'] for table in tables)]
+    titles = {'inference': 'inference', 'training': 'training step', 'saved': 'kept for backward', 'peak': 'peak memory of the process'}
+    figure, axes = plt.subplots(len(tables), len(modes), figsize=(3.6 * len(modes) + 2, 0.5 + 1.9 * len(tables)), squeeze=False)
+    for table, row in zip(tables, axes, strict=True):
+        for mode, axis in zip(modes, row, strict=True):
+            figures = table['table'].get(mode)
+            if figures is None:
+                axis.axis('off')
+                continue
+            names = list(figures)[::-1]
+            ratios = [figures[name]['ratio'] for name in names]
+            spread = [[abs(figures[name]['quartiles'][side] - figures[name]['ratio']) for name in names] for side in (0, 1)]
+            colors = ['tab:blue' if 'folded' in name else 'lightsteelblue' if 'FCA' in name else 'silver' for name in names]
+            axis.barh(names, ratios, xerr=spread if any(map(any, spread)) else None, color=colors, error_kw=dict(lw=1))
+            for position, ratio in enumerate(ratios):
+                axis.text(0.02, position, f'{ratio:.2f}', va='center', fontsize=7)
+            axis.axvline(1, color='black', lw=0.8)
+            axis.tick_params(labelsize=7)
+            axis.set_title(titles[mode], fontsize=8)
+            if mode != modes[0]:
+                axis.set_yticklabels([])
+        row[0].set_ylabel(
+            describe_setting(table['setting']).replace(', ', '\n'), fontsize=7, rotation=0, ha='right', va='center', labelpad=8
+        )
+    _write(figure, out)
+
+
+def draw_sizes(tables: Sequence[dict], out: Path) -> None:
+    """Inference over image size: the time per megapixel, and the ratio to ResNet."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4))
+    sides = [table['setting']['size'][0] for table in tables]
+    megapixels = [np.prod(table['setting']['size']) * table['setting']['batch'] / 1e6 for table in tables]
+    for name in tables[0]['table']['inference']:
+        rows = [table['table']['inference'][name] for table in tables]
+        style = dict(marker='o', ms=4, lw=2.5 if 'folded' in name else 1.2, label=name)
+        left.plot(sides, [1e3 * row['median'] / area for row, area in zip(rows, megapixels, strict=True)], **style)
+        right.plot(sides, [row['ratio'] for row in rows], **style)
+    left.set(xlabel='side of a square image, pixels', ylabel='ms per megapixel', ylim=(0, None))
+    right.set(xlabel='side of a square image, pixels', ylabel='ratio to ResNet')
+    for axis in (left, right):
+        axis.grid(alpha=0.3)
+        axis.set_xticks(sides)
+    left.legend(fontsize=8)
+    figure.suptitle(f'inference, {describe_setting(tables[0]["setting"] | {"size": ["side", "side"]})}', fontsize=10)
+    _write(figure, out)
+
+
+def describe_setting(setting: dict) -> str:
+    """A benchmark's setting in words."""
+    switches = {'channels_last': 'channels_last', 'compile': 'compiled', 'keep_pages': 'allocator keeps pages'}
+    options = [words for name, words in switches.items() if setting[name]]
+    height, width = setting['size']
+    return ', '.join([f'depth {setting["depth"]}', f'{setting["batch"]} x 3 x {height} x {width}', setting['dtype'], *options])
+
+
 def _write(figure: plt.Figure, out: Path) -> None:
     figure.tight_layout()
     figure.savefig(out, dpi=120)

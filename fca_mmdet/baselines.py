@@ -1,0 +1,58 @@
+"""Attentions to compare with under one recipe, where neither mmcv nor mmdet registers one that a ResNet's plugin slot can build.
+
+mmcv's ``ContextBlock`` (GCNet), ``NonLocal2d`` and ``GeneralizedAttention`` are registered already.
+"""
+
+import math
+from typing import Any
+
+from mmdet.models.layers import SELayer
+from mmdet.registry import MODELS
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+
+
+@MODELS.register_module()
+class SqueezeExcitation(SELayer):
+    """mmdet's SELayer under the argument name that plugins are built with.
+
+    Squeeze-and-Excitation Networks, Hu, Shen, Albanie, Sun, Wu, https://arxiv.org/abs/1709.01507, equations 2 to 4:
+    ``x * sigmoid(W_2 relu(W_1 mean(x)))``. ``ratio``: C / ratio channels between the two.
+
+    Example:
+        >>> import torch
+        >>> SqueezeExcitation(64)(torch.rand(1, 64, 9, 13)).shape
+        torch.Size([1, 64, 9, 13])
+    """
+
+    _abbr_ = 'se'
+
+    def __init__(self, in_channels: int, ratio: int = 16, **kwargs: Any):
+        super().__init__(channels=in_channels, ratio=ratio, **kwargs)
+
+
+@MODELS.register_module()
+class EfficientChannelAttention(BaseModule):
+    """A one-dimensional convolution over the channels' means as the gate.
+
+    ECA-Net: Efficient Channel Attention for Deep Convolutional Neural Networks, Wang et al., https://arxiv.org/abs/1910.03151:
+    ``x * sigmoid(conv_k(mean(x)))`` with k the odd number nearest above ``(log2(C) + 1) / 2`` (equation 12).
+
+    Example:
+        >>> import torch
+        >>> EfficientChannelAttention(64)(torch.rand(1, 64, 9, 13)).shape
+        torch.Size([1, 64, 9, 13])
+    """
+
+    _abbr_ = 'eca'
+
+    def __init__(self, in_channels: int, init_cfg: dict | None = None):
+        super().__init__(init_cfg)
+        nearest = int((math.log2(in_channels) + 1) / 2)
+        kernel = nearest + 1 - nearest % 2
+        self.conv = nn.Conv1d(1, 1, kernel, padding=kernel // 2, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scale each channel of ``[N, C, H, W]`` by its gate."""
+        mean = x.mean((2, 3))
+        return x * self.conv(mean[:, None]).transpose(1, 2).sigmoid()[..., None]
