@@ -57,7 +57,8 @@ class FcaBasicBlock(BasicBlock):
     def _sum(self, x: Tensor) -> Tensor:
         out = self.relu(self.norm1(self.conv1(x)))
         out = self.att(self.norm2(self.conv2(out)))
-        return out + (x if self.downsample is None else self.downsample(x))
+        out += x if self.downsample is None else self.downsample(x)
+        return out
 
     def forward(self, x: Tensor) -> Tensor:
         """``[N, inplanes, H, W]`` to ``[N, planes, H / stride, W / stride]``. mmdet's BasicBlock has no plugin slot to use here."""

@@ -33,6 +33,7 @@ from typing import Any, cast
 
 import torch
 from figures import describe_setting, draw_costs, draw_sizes
+from mmcv.cnn.bricks import ContextBlock
 from mmdet.models.backbones import ResNet
 from mmdet.models.layers import SELayer
 from mmdet.registry import MODELS
@@ -41,16 +42,16 @@ from mmengine.hub import get_config
 from mmengine.logging import MMLogger
 from torch import Tensor, nn
 
-from fca_mmdet import FcaBottleneck, FcaResNet, MultiSpectralAttention, folding
+from fca_mmdet import EfficientChannelAttention, FcaBottleneck, FcaResNet, MultiSpectralAttention, SqueezeExcitation, folding
 
 STAGES = {'stage1': (256, 4, 56), 'stage2': (512, 8, 28), 'stage3': (1024, 16, 14), 'stage4': (2048, 32, 7)}
 """Channels, stride and grid of each stage of a ResNet with bottlenecks."""
 
 BACKBONES: dict[str, Callable[..., ResNet]] = {
     'ResNet': ResNet,
-    '+ SE': partial(ResNet, plugins=[dict(cfg=dict(type='SqueezeExcitation'), position='after_conv3')]),
-    '+ ECA': partial(ResNet, plugins=[dict(cfg=dict(type='EfficientChannelAttention'), position='after_conv3')]),
-    '+ GC': partial(ResNet, plugins=[dict(cfg=dict(type='ContextBlock', ratio=1 / 16), position='after_conv3')]),
+    '+ SE': partial(ResNet, plugins=[dict(cfg=dict(type=SqueezeExcitation), position='after_conv3')]),
+    '+ ECA': partial(ResNet, plugins=[dict(cfg=dict(type=EfficientChannelAttention), position='after_conv3')]),
+    '+ GC': partial(ResNet, plugins=[dict(cfg=dict(type=ContextBlock, ratio=1 / 16), position='after_conv3')]),
     '+ FCA, readable': partial(FcaResNet, fold=False),
     '+ FCA, folded': FcaResNet,
 }
