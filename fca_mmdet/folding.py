@@ -157,7 +157,7 @@ def gate_from_input(attention: MultiSpectralAttention, z: Tensor, weight: Tensor
         z = z.to(torch.promote_types(z.dtype, torch.float32))
         maps = attention.projection_maps(z).flatten(1)
         projected = maps @ z.flatten(2).transpose(1, 2)  # [N, F, P]
-        groups, dtype = (len(maps), -1), z.dtype
+        groups, dtype = (len(attention.frequencies), -1), z.dtype
         freq = torch.einsum('fcp,nfp->nfc', weight.to(dtype).unflatten(0, groups), projected)
         freq = freq + shift.to(dtype).unflatten(0, groups) * maps.sum(1, keepdim=True)
         return attention.excite(freq.flatten(1))

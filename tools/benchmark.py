@@ -40,6 +40,7 @@ from mmdet.registry import MODELS
 from mmdet.testing import demo_mm_inputs
 from mmengine.hub import get_config
 from mmengine.logging import MMLogger
+from mmengine.registry import init_default_scope
 from torch import Tensor, nn
 
 from fca_mmdet import EfficientChannelAttention, FcaBottleneck, FcaResNet, MultiSpectralAttention, SqueezeExcitation, folding
@@ -155,6 +156,7 @@ class Detector(Subject):
 
     def __init__(self, name: str, setting: Setting):
         super().__init__(name, setting)
+        init_default_scope('mmdet')
         model = get_config('mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py').model
         model.backbone.init_cfg = None
         detector = MODELS.build(model)
@@ -374,8 +376,8 @@ def markdown(result: dict) -> str:
     return '\n'.join(lines)
 
 
-def record(base: Setting, repeats: int) -> dict:
-    """Every measurement that docs/benchmark shows: on a CPU the modes of use, on a GPU float32 and autocast."""
+def record(base: Setting, repeats: int, save: Callable[[dict], None]) -> dict:
+    """Every measurement that docs/benchmark shows, saved as it grows: on a CPU the modes of use, on a GPU float32 and autocast."""
     plain, brief = list(BACKBONES), ['ResNet', '+ FCA, readable', '+ FCA, folded']
     vary = partial(dataclasses.replace, base)
     if base.device == 'cpu':
@@ -397,13 +399,30 @@ def record(base: Setting, repeats: int) -> dict:
             for last in (False, True)
             for dtype in ('float32', 'float16', 'bfloat16')
         ]
-    return {
-        'backbones': [benchmark_backbones(setting, names, repeats) for setting, names in settings],
-        'sizes': benchmark_sizes(base, plain, repeats),
-        'attention': benchmark_attention(base, 3 * repeats),
-        'forms': benchmark_forms(base, repeats),
-        'detector': [benchmark_detector(vary(batch=2, dtype=dtype), repeats) for dtype in ('float32', 'float16') if base.device != 'cpu'],
-    }
+    found: dict[str, list[dict]] = {'backbones': [], 'sizes': [], 'attention': [], 'forms': [], 'detector': []}
+    for setting, names in settings:
+        found['backbones'].append(benchmark_backbones(setting, names, repeats))
+        save(found)
+    found['attention'] = benchmark_attention(base, 3 * repeats)
+    found['sizes'] = benchmark_sizes(base, ['ResNet', '+ SE', '+ FCA, readable', '+ FCA, folded'], repeats)
+    found['forms'] = benchmark_forms(base, repeats)
+    save(found)
+    if base.device != 'cpu':
+        found['detector'] = [benchmark_detector(vary(batch=2, dtype=dtype), repeats) for dtype in ('float32', 'float16')]
+        save(found)
+    return found
+
+
+def save_result(found: dict, setting: Setting, out: Path) -> None:
+    """Write the JSON file, and beside it the tables and figures of what it holds."""
+    result = {'command': ' '.join(['python', *sys.argv]), 'machine': machine(setting.device), **found}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(result, indent=1) + '\n')
+    if found.get('backbones'):
+        draw_costs(found['backbones'], out.with_suffix('.png'))
+        out.with_suffix('.md').write_text(markdown(result))
+    if found.get('sizes'):
+        draw_sizes(found['sizes'], out.with_name(out.stem + '-sizes.png'))
 
 
 def main() -> None:
@@ -427,23 +446,16 @@ def main() -> None:
     setting = Setting(**arguments | {'size': tuple(arguments['size'])})
     names = ['ResNet'] + [name for name in names if name != 'ResNet']
     torch.set_num_threads(setting.threads)
-    found = {
+    save: Callable[[dict], None] = partial(save_result, setting=setting, out=out) if out else lambda found: None
+    found: dict = {
         'backbone': lambda: {'backbones': [benchmark_backbones(setting, names, repeats)]},
         'sizes': lambda: {'sizes': benchmark_sizes(setting, names, repeats)},
         'attention': lambda: {'attention': benchmark_attention(setting, repeats)},
         'forms': lambda: {'forms': benchmark_forms(setting, repeats)},
         'detector': lambda: {'detector': [benchmark_detector(setting, repeats)]},
-        'record': lambda: record(setting, repeats),
+        'record': lambda: record(setting, repeats, save),
     }[what]()
-    if out:
-        result = {'command': ' '.join(['python', *sys.argv]), 'machine': machine(setting.device), **found}
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(result, indent=1) + '\n')
-        if found.get('backbones'):
-            draw_costs(found['backbones'], out.with_suffix('.png'))
-            out.with_suffix('.md').write_text(markdown(result))
-        if found.get('sizes'):
-            draw_sizes(found['sizes'], out.with_name(out.stem + '-sizes.png'))
+    save(found)
 
 
 if __name__ == '__main__':
