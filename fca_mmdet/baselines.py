@@ -36,7 +36,7 @@ class EfficientChannelAttention(BaseModule):
     """A one-dimensional convolution over the channels' means as the gate.
 
     ECA-Net: Efficient Channel Attention for Deep Convolutional Neural Networks, Wang et al., https://arxiv.org/abs/1910.03151:
-    ``x * sigmoid(conv_k(mean(x)))`` with k the odd number nearest above ``(log2(C) + 1) / 2`` (equation 12).
+    ``x * sigmoid(conv_k(mean(x)))``; k is ``floor((log2(C) + 1) / 2)``, or one more where that is even (equation 12 as published in code).
 
     Example:
         >>> import torch

@@ -65,7 +65,8 @@ def _normalised(block: BasicBlock | Bottleneck) -> Iterator[tuple[nn.Module, nn.
     if isinstance(block, Bottleneck):
         yield block.conv3, block.norm3
     if block.downsample is not None:
-        yield block.downsample[-2], block.downsample[-1]
+        known = isinstance(block.downsample, nn.Sequential) and len(block.downsample) >= 2
+        yield block.downsample[-2:] if known else (block.downsample, block.downsample)
 
 
 def _is(module: nn.Module, kind: type[nn.Module]) -> bool:

@@ -201,6 +201,11 @@ def a_larger_last_convolution(block: nn.Module) -> nn.Module:
     return block
 
 
+def a_shortcut_of_its_own(block: nn.Module) -> nn.Module:
+    block.downsample = nn.Conv2d(64, 64, 1)
+    return block
+
+
 def unfolded(block: nn.Module) -> nn.Module:
     block.fold = False
     return block
@@ -224,6 +229,7 @@ def learned(block: nn.Module) -> nn.Module:
         another_activation,
         a_convolution_of_its_own,
         a_larger_last_convolution,
+        a_shortcut_of_its_own,
         unfolded,
         learned,
     ],

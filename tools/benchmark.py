@@ -1,6 +1,7 @@
 """Time frequency channel attention beside its peers, and measure what a training step keeps.
 
     python tools/benchmark.py backbone [--depth 50 --batch 1 --size 800 1344 --channels-last --compile --dtype bfloat16 ...]
+    python tools/benchmark.py operators [...]  # where a training step's time goes
     python tools/benchmark.py sizes       # time against image area
     python tools/benchmark.py forms       # the two folded forms of a bottleneck, where one overtakes the other
     python tools/benchmark.py attention   # the layer alone, beside squeeze-and-excitation and a global average
@@ -144,6 +145,13 @@ class Subject:
         del features
         return float(sum(kept.values()))
 
+    def operators(self) -> dict[str, float]:
+        """Seconds of a training step by operator, the mean of three."""
+        with torch.profiler.profile() as profiler:
+            for _ in range(3):
+                self.training()
+        return {event.key: event.self_cpu_time_total / 3e6 for event in profiler.key_averages()}
+
     def peak(self) -> float:
         """The most bytes so far: of CUDA's allocator, or resident in the process."""
         if self.device.type == 'cuda':
@@ -175,7 +183,7 @@ def _serve(connection: Connection, kind: type[Subject], name: str, setting: Sett
 
 
 @contextmanager
-def workers(names: Sequence[str], setting: Setting, kind: type[Subject] = Subject) -> Iterator[Callable[[str], dict[str, float]]]:
+def workers(names: Sequence[str], setting: Setting, kind: type[Subject] = Subject) -> Iterator[Callable[[str], dict[str, Any]]]:
     """A process per backbone; yields a function that has an action measured in each, one after the other."""
     context = multiprocessing.get_context('spawn')
     allocator = {'MALLOC_MMAP_MAX_': '0', 'MALLOC_TRIM_THRESHOLD_': str(2**40)} if setting.keep_pages else {}
@@ -188,7 +196,7 @@ def workers(names: Sequence[str], setting: Setting, kind: type[Subject] = Subjec
     for variable in allocator:
         del os.environ[variable]
 
-    def ask(action: str) -> dict[str, float]:
+    def ask(action: str) -> dict[str, Any]:
         answers = {}
         for name, connection in connections.items():
             connection.send(action)
@@ -247,6 +255,18 @@ def print_table(setting: Setting, table: dict) -> None:
             spread = '' if mode in ('saved', 'peak') else f' ({row["quartiles"][0]:.2f} - {row["quartiles"][1]:.2f})'
             cells.append(f'{mode} {row["median"] * scale:6.0f} {unit} {row["ratio"]:.2f}{spread}')
         print(f'  {name:16} ' + '   '.join(cells), flush=True)
+
+
+def benchmark_operators(setting: Setting, names: Sequence[str], shown: int = 9) -> list[dict]:
+    """Where a training step's time goes, by operator: what bounds a setting."""
+    with workers(names, setting) as ask:
+        ask('training')
+        answers = ask('operators')
+    print(f'\n{describe_setting(dataclasses.asdict(setting))}: ms of a training step by operator')
+    for name, operators in answers.items():
+        first = sorted(operators, key=operators.__getitem__, reverse=True)[:shown]
+        print(f'  {name:16} ' + ', '.join(f'{key.removeprefix("aten::")} {operators[key] * 1e3:.0f}' for key in first), flush=True)
+    return [{'setting': dataclasses.asdict(setting), 'seconds': answers}]
 
 
 def benchmark_sizes(setting: Setting, names: Sequence[str], repeats: int) -> list[dict]:
@@ -378,19 +398,18 @@ def markdown(result: dict) -> str:
 
 def record(base: Setting, repeats: int, save: Callable[[dict], None]) -> dict:
     """Every measurement that docs/benchmark shows, saved as it grows: on a CPU the modes of use, on a GPU float32 and autocast."""
-    plain, brief = list(BACKBONES), ['ResNet', '+ FCA, readable', '+ FCA, folded']
+    plain, brief = list(BACKBONES), ['ResNet', '+ FCA, folded']
     vary = partial(dataclasses.replace, base)
     if base.device == 'cpu':
         settings = [
             (vary(), plain),
-            (vary(batch=2), plain),
-            (vary(channels_last=True), plain),
+            (vary(batch=2), brief),
+            (vary(channels_last=True), brief),
             (vary(channels_last=True, compile=True), brief),
             (vary(depth=101), brief),
             (vary(keep_pages=True), brief),
             (vary(channels_last=True, keep_pages=True), brief),
             (vary(channels_last=True, keep_pages=True, compile=True), brief),
-            (vary(depth=34), brief),
         ]
     else:
         settings = [
@@ -404,7 +423,7 @@ def record(base: Setting, repeats: int, save: Callable[[dict], None]) -> dict:
         found['backbones'].append(benchmark_backbones(setting, names, repeats))
         save(found)
     found['attention'] = benchmark_attention(base, 3 * repeats)
-    found['sizes'] = benchmark_sizes(base, ['ResNet', '+ SE', '+ FCA, readable', '+ FCA, folded'], repeats)
+    found['sizes'] = benchmark_sizes(base, ['ResNet', '+ FCA, readable', '+ FCA, folded'], repeats)
     found['forms'] = benchmark_forms(base, repeats)
     save(found)
     if base.device != 'cpu':
@@ -428,7 +447,7 @@ def save_result(found: dict, setting: Setting, out: Path) -> None:
 def main() -> None:
     """Parse the command line, measure, print, write."""
     parser = argparse.ArgumentParser(description='Time frequency channel attention beside its peers.')
-    parser.add_argument('what', choices=('backbone', 'sizes', 'attention', 'forms', 'detector', 'record'))
+    parser.add_argument('what', choices=('backbone', 'operators', 'sizes', 'attention', 'forms', 'detector', 'record'))
     parser.add_argument('--depth', type=int, default=50)
     parser.add_argument('--batch', type=int, default=1)
     parser.add_argument('--size', type=int, nargs=2, default=(800, 1344), metavar=('HEIGHT', 'WIDTH'))
@@ -439,16 +458,20 @@ def main() -> None:
     parser.add_argument('--threads', type=int, default=torch.get_num_threads())
     parser.add_argument('--keep-pages', action='store_true', help='tell glibc to keep what is freed (MALLOC_MMAP_MAX_=0, no trimming)')
     parser.add_argument('--repeats', type=int, default=9)
-    parser.add_argument('--backbones', nargs='+', choices=BACKBONES, default=list(BACKBONES))
+    parser.add_argument('--backbones', nargs='+', choices=BACKBONES, help='what to compare with ResNet; all that the depth allows')
     parser.add_argument('--out', type=Path, help='a JSON file to write; figures and tables are written beside it')
     arguments = vars(parser.parse_args())
     what, repeats, names, out = (arguments.pop(key) for key in ('what', 'repeats', 'backbones', 'out'))
     setting = Setting(**arguments | {'size': tuple(arguments['size'])})
-    names = ['ResNet'] + [name for name in names if name != 'ResNet']
+    possible = list(BACKBONES) if setting.depth >= 50 else ['ResNet', '+ FCA, readable', '+ FCA, folded']
+    names = ['ResNet'] + [name for name in names or possible if name != 'ResNet']
+    if not set(names) <= set(possible):
+        parser.error(f"the blocks of depth {setting.depth} have no plugin slot in mmdet's ResNet: choose --backbones of {possible}")
     torch.set_num_threads(setting.threads)
     save: Callable[[dict], None] = partial(save_result, setting=setting, out=out) if out else lambda found: None
     found: dict = {
         'backbone': lambda: {'backbones': [benchmark_backbones(setting, names, repeats)]},
+        'operators': lambda: {'operators': benchmark_operators(setting, names)},
         'sizes': lambda: {'sizes': benchmark_sizes(setting, names, repeats)},
         'attention': lambda: {'attention': benchmark_attention(setting, repeats)},
         'forms': lambda: {'forms': benchmark_forms(setting, repeats)},
