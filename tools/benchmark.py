@@ -173,7 +173,7 @@ class Detector(Subject):
         shapes = [(3, *setting.size)] * setting.batch
         data = demo_mm_inputs(setting.batch, shapes, num_items=[10] * setting.batch, num_classes=80, with_mask=True, device=setting.device)
         self.data = detector.data_preprocessor(data, training=True)
-        self.run = lambda _: [detector.parse_losses(detector.loss(**self.data))[0]]
+        self.run = lambda _: [detector.parse_losses(detector(**self.data, mode='loss'))[0]]
 
 
 def _serve(connection: Connection, kind: type[Subject], name: str, setting: Setting) -> None:
