@@ -1,6 +1,8 @@
 """The benchmark as a command, at a size that says nothing about speed."""
 
+import dataclasses
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -35,6 +37,12 @@ def test_a_table_is_measured_printed_and_written(tmp_path):
     assert '| + FCA, folded | ' in out.with_suffix('.md').read_text()
 
 
+def test_a_detectors_training_step():
+    result = run('detector', '--size', 64, 96, '--repeats', 1, '--batch', 2)
+    assert result.returncode == 0, result.stderr
+    assert re.search(r'\+ FCA, folded +training +\d+ ms \d\.\d\d .* peak +\d+ MiB', result.stdout)
+
+
 def test_a_backbone_that_a_depth_does_not_allow():
     result = run('backbone', '--depth', 18, '--backbones', '+ SE')
     assert result.returncode == 2
@@ -47,3 +55,34 @@ def test_ratios_are_taken_within_a_round():
     assert rows['other']['median'] == 2.0
     assert rows['other']['ratio'] == pytest.approx(1.0)
     assert rows['other']['quartiles'] == pytest.approx([0.5, 2.0])
+
+
+def test_an_interrupted_record_goes_on(monkeypatch):
+    measured, saved = [], {}
+
+    def table(setting, names, repeats):
+        if len(measured) == 2:
+            raise KeyboardInterrupt
+        measured.append(setting)
+        return {'setting': json.loads(json.dumps(dataclasses.asdict(setting)))}
+
+    monkeypatch.setattr(benchmark, 'benchmark_backbones', table)
+    for name in ('sizes', 'attention', 'forms'):
+        monkeypatch.setattr(benchmark, f'benchmark_{name}', lambda *_, name=name: [name])
+    with pytest.raises(KeyboardInterrupt):
+        benchmark.record(benchmark.Setting(), 3, saved, saved.update)
+    assert len(saved['backbones']) == 2
+    measured.append('so that nothing interrupts again')
+    benchmark.record(benchmark.Setting(), 3, saved, saved.update)
+    settings = [row['setting'] for row in saved['backbones']]
+    assert all(settings.count(setting) == 1 for setting in settings)
+    assert len(settings) > 2
+    assert saved['forms'] == ['forms']
+
+
+def test_a_record_of_another_machine_is_not_continued(tmp_path):
+    out = tmp_path / 'cpu.json'
+    out.write_text(json.dumps({'command': '', 'machine': {'cpu': 'abacus'}}))
+    result = run('record', '--out', out)
+    assert result.returncode == 2
+    assert "cpu.json is the record of another machine, {'cpu': 'abacus'}: name another file with --out, or delete it" in result.stderr

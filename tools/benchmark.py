@@ -6,7 +6,7 @@
     python tools/benchmark.py forms       # the two folded forms of a bottleneck, where one overtakes the other
     python tools/benchmark.py attention   # the layer alone, beside squeeze-and-excitation and a global average
     python tools/benchmark.py detector    # a training step of Mask R-CNN, on a GPU
-    python tools/benchmark.py record      # all that docs/benchmark shows, written to --out as JSON and figures
+    python tools/benchmark.py record --out FILE.json  # all that docs/benchmark shows; interrupted and started again, it goes on
 
 Every alternative lives in a process of its own, as it would be trained or deployed, and they take turns: what the machine does besides
 falls on all, and none profits from memory that another one made the allocator keep. A time is a median over the rounds, a ratio the
@@ -198,9 +198,12 @@ def workers(names: Sequence[str], setting: Setting, kind: type[Subject] = Subjec
 
     def ask(action: str) -> dict[str, Any]:
         answers = {}
-        for name, connection in connections.items():
-            connection.send(action)
-            answers[name] = connection.recv()
+        try:
+            for name, connection in connections.items():
+                connection.send(action)
+                answers[name] = connection.recv()
+        except (EOFError, OSError) as error:
+            raise SystemExit(f'the process of {name!r} has ended: its traceback stands above') from error
         return answers
 
     yield ask
@@ -248,7 +251,7 @@ def print_table(setting: Setting, table: dict) -> None:
     """One line per backbone: each figure, its ratio to the first backbone's and the ratio's quartiles."""
     print(f'\n{describe_setting(dataclasses.asdict(setting))}')
     units = {'inference': (1e3, 'ms'), 'training': (1e3, 'ms'), 'saved': (2**-20, 'MiB'), 'peak': (2**-20, 'MiB')}
-    for name in table['inference']:
+    for name in next(iter(table.values())):
         cells = []
         for mode, rows in table.items():
             (scale, unit), row = units[mode], rows[name]
@@ -396,8 +399,11 @@ def markdown(result: dict) -> str:
     return '\n'.join(lines)
 
 
-def record(base: Setting, repeats: int, save: Callable[[dict], None]) -> dict:
-    """Every measurement that docs/benchmark shows, saved as it grows: on a CPU the modes of use, on a GPU float32 and autocast."""
+def record(base: Setting, repeats: int, found: dict[str, list[dict]], save: Callable[[dict], None]) -> dict:
+    """Every measurement that docs/benchmark shows: on a CPU the modes of use, on a GPU float32 and autocast.
+
+    ``found`` is what an interrupted run has saved: it is not measured again.
+    """
     plain, brief = list(BACKBONES), ['ResNet', '+ FCA, folded']
     vary = partial(dataclasses.replace, base)
     if base.device == 'cpu':
@@ -418,17 +424,22 @@ def record(base: Setting, repeats: int, save: Callable[[dict], None]) -> dict:
             for last in (False, True)
             for dtype in ('float32', 'float16', 'bfloat16')
         ]
-    found: dict[str, list[dict]] = {'backbones': [], 'sizes': [], 'attention': [], 'forms': [], 'detector': []}
+    done = [row['setting'] for row in found.setdefault('backbones', [])]
     for setting, names in settings:
-        found['backbones'].append(benchmark_backbones(setting, names, repeats))
-        save(found)
-    found['attention'] = benchmark_attention(base, 3 * repeats)
-    found['sizes'] = benchmark_sizes(base, ['ResNet', '+ FCA, readable', '+ FCA, folded'], repeats)
-    found['forms'] = benchmark_forms(base, repeats)
-    save(found)
+        if json.loads(json.dumps(dataclasses.asdict(setting))) not in done:
+            found['backbones'].append(benchmark_backbones(setting, names, repeats))
+            save(found)
+    parts: dict[str, Callable[[], list[dict]]] = {
+        'sizes': lambda: benchmark_sizes(base, ['ResNet', '+ FCA, readable', '+ FCA, folded'], repeats),
+        'attention': lambda: benchmark_attention(base, 3 * repeats),
+        'forms': lambda: benchmark_forms(base, repeats),
+    }
     if base.device != 'cpu':
-        found['detector'] = [benchmark_detector(vary(batch=2, dtype=dtype), repeats) for dtype in ('float32', 'float16')]
-        save(found)
+        parts['detector'] = lambda: [benchmark_detector(vary(batch=2, dtype=dtype), repeats) for dtype in ('float32', 'float16')]
+    for name, measure in parts.items():
+        if not found.get(name):
+            found[name] = measure()
+            save(found)
     return found
 
 
@@ -468,6 +479,10 @@ def main() -> None:
     if not set(names) <= set(possible):
         parser.error(f"the blocks of depth {setting.depth} have no plugin slot in mmdet's ResNet: choose --backbones of {possible}")
     torch.set_num_threads(setting.threads)
+    former: dict = json.loads(out.read_text()) if what == 'record' and out and out.exists() else {}
+    if former and former['machine'] != machine(setting.device):
+        parser.error(f'{out} is the record of another machine, {former["machine"]}: name another file with --out, or delete it')
+    kept = {key: value for key, value in former.items() if key not in ('command', 'machine')}
     save: Callable[[dict], None] = partial(save_result, setting=setting, out=out) if out else lambda found: None
     found: dict = {
         'backbone': lambda: {'backbones': [benchmark_backbones(setting, names, repeats)]},
@@ -476,7 +491,7 @@ def main() -> None:
         'attention': lambda: {'attention': benchmark_attention(setting, repeats)},
         'forms': lambda: {'forms': benchmark_forms(setting, repeats)},
         'detector': lambda: {'detector': [benchmark_detector(setting, repeats)]},
-        'record': lambda: record(setting, repeats, save),
+        'record': lambda: record(setting, repeats, kept, save),
     }[what]()
     save(found)
 
