@@ -39,6 +39,13 @@ PRODUCT_PIXELS = 8
 """H W / P from which on the product form runs, P the channels of conv3's input (``tools/benchmark.py forms`` measures it)."""
 
 
+CONVOLVED_BYTES = 32 * 2**20
+"""The largest contiguous map of one image whose product runs as a convolution with that image's weights, as channels_last maps always do.
+
+On larger ones oneDNN's copies into its own layout, which glibc maps anew each time, cost more than its kernel gains on a matrix product.
+"""
+
+
 def foldable(block: BasicBlock | Bottleneck) -> bool:
     """Whether the folded execution computes what the block's modules would: asked at each forward, since all of this can change.
 
@@ -118,8 +125,7 @@ def _run_bottleneck(block: Bottleneck, x: Tensor) -> Tensor:
     gate = gate_from_input(block.att, z, weight, shift)
     if is_symbolic():
         return _scale_and_add(_shortcut(block, x), F.conv2d(z, weight[:, :, None, None], shift), gate)
-    overwrite = block.downsample is not None and not torch.is_grad_enabled()
-    return _add_product(_shortcut(block, x), z, gate[:, :, None] * weight, gate * shift, overwrite)
+    return _add_product(_shortcut(block, x), z, gate[:, :, None] * weight, gate * shift, owned=block.downsample is not None)
 
 
 def _conv_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
@@ -169,14 +175,15 @@ def _scale_and_add(identity: Tensor, y: Tensor, gate: Tensor) -> Tensor:
     return F.relu_(torch.addcmul(identity.to(y.dtype), y, gate.to(y.dtype)[:, :, None, None]))
 
 
-def _add_product(identity: Tensor, z: Tensor, weight: Tensor, shift: Tensor, overwrite: bool) -> Tensor:
+def _add_product(identity: Tensor, z: Tensor, weight: Tensor, shift: Tensor, owned: bool) -> Tensor:
     """``relu(identity + shift + weight z)``, with ``weight`` ``[N, C, P]`` and ``shift`` ``[N, C]``.
 
-    ``overwrite`` allows to write to ``identity``: a feature map less, where nobody else holds it and there is no gradient.
+    Where nobody else holds ``identity`` (``owned``) and there is no gradient, it is written to, which saves a feature map.
     """
     identity, weight, shift = identity.to(z.dtype), weight.to(z.dtype), shift.to(z.dtype)
+    owned = owned and not any(value.requires_grad for value in (identity, z, weight))
     channels_last = z.is_contiguous(memory_format=torch.channels_last)
-    if channels_last and len(z) == 1 and not overwrite:
+    if len(z) == 1 and not owned and (channels_last or identity.nbytes <= CONVOLVED_BYTES):
         return F.relu_(F.conv2d(z, weight[0, :, :, None, None], shift[0]).add_(identity))
     # Pixels are flattened first, since autograd copies what is written to through a view.
     if channels_last:
@@ -185,6 +192,6 @@ def _add_product(identity: Tensor, z: Tensor, weight: Tensor, shift: Tensor, ove
     else:
         out, shift = identity.flatten(2), shift[:, :, None]
         factors = weight, z.flatten(2)
-    out = out.add_(shift) if overwrite else out + shift
+    out = out.add_(shift) if owned else out + shift
     F.relu_(out.baddbmm_(*factors))
     return out.unflatten(1, z.shape[2:]).permute(0, 3, 1, 2) if channels_last else out.unflatten(2, z.shape[2:])

@@ -17,13 +17,14 @@ from fca_mmdet import FcaBasicBlock, FcaBottleneck, FcaResNet, dct, folding, res
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
 FORMATS = [torch.contiguous_format, torch.channels_last]
-FORMS = {'product': 0, 'gate': 1e9}
+FORMS = {'product': (0, 0), 'convolved product': (0, 1e9), 'gate': (1e9, 0)}
 
 
 @pytest.fixture(params=FORMS)
 def form(request, monkeypatch) -> str:
     """Each form at every size, whichever the size would select."""
-    monkeypatch.setattr(folding, 'PRODUCT_PIXELS', FORMS[request.param])
+    for name, value in zip(('PRODUCT_PIXELS', 'CONVOLVED_BYTES'), FORMS[request.param], strict=True):
+        monkeypatch.setattr(folding, name, value)
     return request.param
 
 
