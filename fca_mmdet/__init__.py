@@ -1,7 +1,8 @@
 """Frequency channel attention (FcaNet, ICCV 2021) for MMDetection.
 
-Importing the package checks the versions of mmdet, mmengine and mmcv, registers ``FcaResNet``, ``FcaResNetV1d`` and
-``MultiSpectralAttention`` in ``mmdet.registry.MODELS``, and lets torch load mmengine's checkpoints as data.
+Importing the package checks the versions of mmdet, mmengine and mmcv, registers ``FcaResNet``, ``FcaResNetV1d``,
+``MultiSpectralAttention`` and the attentions to compare it with in ``mmdet.registry.MODELS``, and lets torch load mmengine's
+checkpoints as data.
 """
 
 from .stack import allow_mmengine_checkpoints, check_versions

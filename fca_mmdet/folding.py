@@ -38,7 +38,6 @@ from .attention import MultiSpectralAttention, is_symbolic, without_autocast
 PRODUCT_PIXELS = 8
 """H W / P from which on the product form runs, P the channels of conv3's input (``tools/benchmark.py forms`` measures it)."""
 
-
 CONVOLVED_BYTES = 32 * 2**20
 """The largest contiguous map of one image whose product runs as a convolution with that image's weights, as channels_last maps always do.
 
@@ -52,13 +51,13 @@ def foldable(block: BasicBlock | Bottleneck) -> bool:
     Yes if every normalisation is a batch normalisation with frozen statistics, every convolution is torch's own (no DCN), the attention
     is the last plugin and has the fixed basis, and nothing watches a module that would be passed by: no hook, no forward of its own.
     """
-    attention, last = block.att, block.conv3 if isinstance(block, Bottleneck) else block.conv2
+    attention = block.att
     return (
         isinstance(attention, MultiSpectralAttention)
         and attention.basis == 'dct'
         and getattr(block, 'after_conv3_plugin_names', ['att']) == ['att']
         and all(_is(conv, nn.Conv2d) and _is_affine(norm) for conv, norm in _normalised(block))
-        and (not isinstance(block, Bottleneck) or (last.kernel_size, last.groups, last.bias) == ((1, 1), 1, None))
+        and (not isinstance(block, Bottleneck) or (block.conv3.kernel_size, block.conv3.groups, block.conv3.bias) == ((1, 1), 1, None))
         and _is(block.relu, nn.ReLU)
         and not _has_any_global_hook()
         and not any(_is_watched(module) for module in block.modules() if module is not block)
@@ -73,7 +72,7 @@ def _normalised(block: BasicBlock | Bottleneck) -> Iterator[tuple[nn.Module, nn.
         yield block.conv3, block.norm3
     if block.downsample is not None:
         known = isinstance(block.downsample, nn.Sequential) and len(block.downsample) >= 2
-        yield block.downsample[-2:] if known else (block.downsample, block.downsample)
+        yield (block.downsample[-2], block.downsample[-1]) if known else (block.downsample, block.downsample)
 
 
 def _is(module: nn.Module, kind: type[nn.Module]) -> bool:

@@ -6,7 +6,7 @@
     python tools/benchmark.py forms       # the two folded forms of a bottleneck, where one overtakes the other
     python tools/benchmark.py attention   # the layer alone, beside squeeze-and-excitation and a global average
     python tools/benchmark.py detector    # a training step of Mask R-CNN, on a GPU
-    python tools/benchmark.py record --out FILE.json  # all that docs/benchmark shows; interrupted and started again, it goes on
+    python tools/benchmark.py record --out FILE.json  # all of these, in several settings; interrupted and started again, it goes on
 
 Every alternative lives in a process of its own, as it would be trained or deployed, and they take turns: what the machine does besides
 falls on all, and none profits from memory that another one made the allocator keep. A time is a median over the rounds, a ratio the
@@ -36,7 +36,6 @@ import torch
 from figures import describe_setting, draw_costs, draw_sizes
 from mmcv.cnn.bricks import ContextBlock
 from mmdet.models.backbones import ResNet
-from mmdet.models.layers import SELayer
 from mmdet.registry import MODELS
 from mmdet.testing import demo_mm_inputs
 from mmengine.hub import get_config
@@ -58,6 +57,9 @@ BACKBONES: dict[str, Callable[..., ResNet]] = {
     '+ FCA, folded': FcaResNet,
 }
 """What is compared, ResNet first: the ratios are to it."""
+
+UNITS = {'inference': (1e3, 'ms'), 'training': (1e3, 'ms'), 'saved': (2**-20, 'MiB'), 'peak': (2**-20, 'MiB')}
+"""What a figure, in seconds or bytes, is shown in."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -250,11 +252,10 @@ def benchmark_backbones(setting: Setting, names: Sequence[str], repeats: int, tr
 def print_table(setting: Setting, table: dict) -> None:
     """One line per backbone: each figure, its ratio to the first backbone's and the ratio's quartiles."""
     print(f'\n{describe_setting(dataclasses.asdict(setting))}')
-    units = {'inference': (1e3, 'ms'), 'training': (1e3, 'ms'), 'saved': (2**-20, 'MiB'), 'peak': (2**-20, 'MiB')}
     for name in next(iter(table.values())):
         cells = []
         for mode, rows in table.items():
-            (scale, unit), row = units[mode], rows[name]
+            (scale, unit), row = UNITS[mode], rows[name]
             spread = '' if mode in ('saved', 'peak') else f' ({row["quartiles"][0]:.2f} - {row["quartiles"][1]:.2f})'
             cells.append(f'{mode} {row["median"] * scale:6.0f} {unit} {row["ratio"]:.2f}{spread}')
         print(f'  {name:16} ' + '   '.join(cells), flush=True)
@@ -321,7 +322,11 @@ def benchmark_attention(setting: Setting, repeats: int) -> list[dict]:
     """The layer alone beside SE and a global average, on the stages' maps of an image."""
     device, found = torch.device(setting.device), []
     for stage, (channels, stride, grid) in STAGES.items():
-        layers: dict[str, nn.Module] = {'SE': SELayer(channels), 'FCA': MultiSpectralAttention(channels, grid), 'mean': GlobalAverage()}
+        layers: dict[str, nn.Module] = {
+            'SE': SqueezeExcitation(channels),
+            'FCA': MultiSpectralAttention(channels, grid),
+            'mean': GlobalAverage(),
+        }
         layers = {name: layer.to(device) for name, layer in layers.items()}
         x = torch.randn(setting.batch, channels, *(side // stride for side in setting.size), device=device)
         for mode in ('inference', 'training'):
@@ -382,16 +387,15 @@ def _installed(distribution: str) -> bool:
 
 
 def markdown(result: dict) -> str:
-    """The tables as a page: what docs/benchmark includes."""
+    """The tables as a page."""
     lines = [f'Made by `{result["command"]}`', '', *(f'- {key}: {value}' for key, value in result['machine'].items()), '']
-    units = {'inference': (1e3, 'ms'), 'training': (1e3, 'ms'), 'saved': (2**-20, 'MiB'), 'peak': (2**-20, 'MiB')}
     for measured in [*result['backbones'], *result.get('detector', [])]:
         table = measured['table']
         lines += [f'### {describe_setting(measured["setting"])}', '', f'| | {" | ".join(table)} |', '|---|' + '---|' * len(table)]
         for name in next(iter(table.values())):
             cells = []
             for mode, rows in table.items():
-                (scale, unit), row = units[mode], rows[name]
+                (scale, unit), row = UNITS[mode], rows[name]
                 low, high = row['quartiles']
                 cells.append(f'{row["ratio"]:.2f}{f" ({low:.2f}-{high:.2f})" if high > low else ""}, {row["median"] * scale:.0f} {unit}')
             lines.append(f'| {name} | {" | ".join(cells)} |')
@@ -400,7 +404,7 @@ def markdown(result: dict) -> str:
 
 
 def record(base: Setting, repeats: int, found: dict[str, list[dict]], save: Callable[[dict], None]) -> dict:
-    """Every measurement that docs/benchmark shows: on a CPU the modes of use, on a GPU float32 and autocast.
+    """Every measurement: on a CPU the modes of use, on a GPU float32 and autocast.
 
     ``found`` is what an interrupted run has saved: it is not measured again.
     """
