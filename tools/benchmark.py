@@ -9,7 +9,8 @@
     python tools/benchmark.py record --out FILE.json  # all of these, in several settings; interrupted and started again, it goes on
 
 Every alternative lives in a process of its own, as it would be trained or deployed, and they take turns: what the machine does besides
-falls on all, and none profits from memory that another one made the allocator keep. A time is a median over the rounds, a ratio the
+falls on all, and none profits from memory that another one made the allocator keep. A process keeps the luck of its heap for life, so all
+start anew after ``ROUNDS_PER_PROCESS`` rounds (not if compiled: that takes minutes). A time is a median over the rounds, a ratio the
 median of the ratios to mmdet's ResNet within a round. Normalisations are frozen (``norm_eval``) with statistics drawn around those of
 trained ResNets, ``frozen_stages=1``. On CUDA, times are taken with events.
 """
@@ -60,6 +61,8 @@ BACKBONES: dict[str, Callable[..., ResNet]] = {
 
 UNITS = {'inference': (1e3, 'ms'), 'training': (1e3, 'ms'), 'saved': (2**-20, 'MiB'), 'peak': (2**-20, 'MiB')}
 """What a figure, in seconds or bytes, is shown in."""
+
+ROUNDS_PER_PROCESS = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,9 +194,11 @@ def workers(names: Sequence[str], setting: Setting, kind: type[Subject] = Subjec
     allocator = {'MALLOC_MMAP_MAX_': '0', 'MALLOC_TRIM_THRESHOLD_': str(2**40)} if setting.keep_pages else {}
     os.environ.update(allocator)  # read by glibc when a process starts
     connections: dict[str, Connection] = {}
+    processes = []
     for name in names:
         connections[name], theirs = context.Pipe()
-        context.Process(target=_serve, args=(theirs, kind, name, setting), daemon=True).start()
+        processes.append(context.Process(target=_serve, args=(theirs, kind, name, setting), daemon=True))
+        processes[-1].start()
         theirs.close()  # a worker that dies is an EOFError here
     for variable in allocator:
         del os.environ[variable]
@@ -209,16 +214,17 @@ def workers(names: Sequence[str], setting: Setting, kind: type[Subject] = Subjec
         return answers
 
     yield ask
-    for connection in connections.values():
+    for connection, process in zip(connections.values(), processes, strict=True):
         connection.send(None)
+        process.join()
 
 
-def rounds(measure: Callable[[], dict[str, float]], repeats: int, label: str) -> dict[str, list[float]]:
-    """``repeats`` answers of ``measure`` by name after one that is not counted, with an estimate of the time left."""
+def rounds(ask: Callable[[], dict[str, float]], repeats: int, label: str) -> dict[str, list[float]]:
+    """``repeats`` answers of ``ask`` by name after one that is not counted, with an estimate of the time left."""
     answers = []
     start = time.monotonic()
     for index in range(repeats + 1):
-        answers.append(measure())
+        answers.append(ask())
         left = (time.monotonic() - start) / (index + 1) * (repeats - index)
         print(f'\r{label}: round {index} of {repeats}, {left / 60:.1f} min left   ', end='', flush=True)
     print('\r', end='')
@@ -236,17 +242,29 @@ def summary(values: dict[str, list[float]]) -> dict[str, dict[str, Any]]:
     return rows
 
 
-def benchmark_backbones(setting: Setting, names: Sequence[str], repeats: int, training: bool = True) -> dict:
-    """The table of one setting: inference, and with ``training`` a step, the bytes it keeps and the peak."""
-    with workers(names, setting) as ask:
-        table = {'inference': summary(rounds(lambda: ask('inference'), repeats, 'inference'))}
-        if training:
-            table['training'] = summary(rounds(lambda: ask('training'), repeats, 'training'))
-            table['peak'] = summary({name: [value] for name, value in ask('peak').items()})
-            if not setting.compile:  # compiled code keeps its own
-                table['saved'] = summary({name: [value] for name, value in ask('saved').items()})
+def measure(
+    setting: Setting, names: Sequence[str], times: Sequence[str], once: Sequence[str], repeats: int, kind: type[Subject] = Subject
+) -> dict:
+    """The table of one setting: the actions ``times`` over the rounds of several generations of processes, ``once`` in the last one."""
+    series: dict[str, dict[str, list[float]]] = {action: {name: [] for name in names} for action in times}
+    lives = 1 if setting.compile else -(-repeats // ROUNDS_PER_PROCESS)
+    for life in range(lives):
+        count = (repeats + life) // lives  # they add up to repeats
+        with workers(names, setting, kind) as ask:
+            for action in times:
+                label = f'processes {life + 1} of {lives}, {action}'
+                for name, values in rounds(partial(ask, action), count, label).items():
+                    series[action][name] += values
+            last = {action: ask(action) for action in once if life == lives - 1}
+    table = {action: summary(values) for action, values in series.items()}
+    table |= {action: summary({name: [value] for name, value in answers.items()}) for action, answers in last.items()}
     print_table(setting, table)
     return {'setting': dataclasses.asdict(setting), 'repeats': repeats, 'table': table}
+
+
+def benchmark_backbones(setting: Setting, names: Sequence[str], repeats: int) -> dict:
+    """Inference, a training step, the process's peak and the bytes that the step keeps (compiled code keeps its own)."""
+    return measure(setting, names, ['inference', 'training'], ['peak'] if setting.compile else ['peak', 'saved'], repeats)
 
 
 def print_table(setting: Setting, table: dict) -> None:
@@ -276,17 +294,12 @@ def benchmark_operators(setting: Setting, names: Sequence[str], shown: int = 9) 
 def benchmark_sizes(setting: Setting, names: Sequence[str], repeats: int) -> list[dict]:
     """Inference on square images of 320 to 1600 pixels."""
     sizes = [(side, side) for side in (320, 480, 640, 800, 1120, 1600)]
-    return [benchmark_backbones(dataclasses.replace(setting, size=size), names, repeats, training=False) for size in sizes]
+    return [measure(dataclasses.replace(setting, size=size), names, ['inference'], [], repeats) for size in sizes]
 
 
 def benchmark_detector(setting: Setting, repeats: int) -> dict:
     """A training step of Mask R-CNN and its peak memory, for ResNet, SE and FCA."""
-    names = ['ResNet', '+ SE', '+ FCA, readable', '+ FCA, folded']
-    with workers(names, setting, Detector) as ask:
-        table = {'training': summary(rounds(lambda: ask('training'), repeats, 'training'))}
-        table['peak'] = summary({name: [value] for name, value in ask('peak').items()})
-    print_table(setting, table)
-    return {'setting': dataclasses.asdict(setting), 'repeats': repeats, 'table': table}
+    return measure(setting, ['ResNet', '+ SE', '+ FCA, readable', '+ FCA, folded'], ['training'], ['peak'], repeats, Detector)
 
 
 def layer_actions(layers: dict[str, nn.Module], x: Tensor, mode: str) -> dict[str, Callable[[], object]]:
