@@ -50,6 +50,8 @@ setup(
     extras_require={
         'onedl': ['onedl-mmengine>=0.10.12', 'onedl-mmcv>=2.3.6', 'onedl-mmdetection>=3.5.1', 'imaug'],
         'openmmlab': ['mmengine>=0.10.7,<1', 'mmcv>=2.1.0,<2.2', 'mmdet>=3.3.0,<4'],
-        'test': ['pytest', 'scipy', 'ruff', 'mypy'],
+        # With torchvision as it fits the installed torch.
+        'classification': ['onedl-mmpretrain>=1.3.6', 'torchvision'],
+        'test': ['pytest', 'scipy', 'model-index', 'ruff', 'mypy'],
     },
 )

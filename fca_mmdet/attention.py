@@ -8,14 +8,15 @@ state dict for ``basis='dct'``, the learnable variants train, and errors say wha
 """
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Literal, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from mmdet.registry import MODELS
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from .dct import cached_projection_maps, dct_basis, grid_indices, pooling_matrix, project, projection_maps
+from .checkpoint import CheckpointError, describe_basis, full_basis, same_basis
+from .dct import cached_projection_maps, pooling_matrix, project, projection_maps
 from .frequency import SPECTRUM, Frequencies, resolve_frequencies
 
 Basis = Literal['dct', 'learned_dct', 'random', 'learned_random']
@@ -117,9 +118,26 @@ class MultiSpectralAttention(BaseModule):
         """The ablation's tensor before training, ``[C, h, w]``: the fixed DCT, or uniform in [0, 1) as published."""
         if self.basis.endswith('random'):
             return torch.rand(self.in_channels, *self.grid)
-        u, v = grid_indices(self.frequencies, self.grid)
-        components = dct_basis(u, self.grid[0])[:, :, None] * dct_basis(v, self.grid[1])[:, None, :]
-        return components.float().repeat_interleave(self.in_channels // len(components), dim=0)
+        return full_basis(self.frequencies, self.grid, self.in_channels)
+
+    def _load_from_state_dict(self, state_dict, prefix, *args: Any) -> None:
+        """Compare a stored basis with the configured one, and drop it where it is computed: torch calls this for each module.
+
+        Raises:
+            CheckpointError: the checkpoint holds another basis; mmengine would go on with a warning.
+        """
+        key = f'{prefix}dct_layer.weight'
+        stored = state_dict.get(key)
+        if stored is not None and self.basis == 'dct':
+            if not same_basis(stored, full_basis(self.frequencies, self.grid, self.in_channels)):
+                raise CheckpointError(f'{key} of the checkpoint is {describe_basis(stored)}; configured is {self.extra_repr()}')
+            del state_dict[key]
+        elif stored is not None and stored.shape != self.dct_layer.weight.shape:
+            raise CheckpointError(
+                f'{key} of the checkpoint is {list(stored.shape)}, configured is {list(self.dct_layer.weight.shape)}: give dct_size '
+                "the checkpoint's grid"
+            )
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def squeeze(self, x: Tensor) -> Tensor:
         """The frequency vector of a feature map, ``[N, C, H, W]`` to ``[N, C]``, in float32 at least.

@@ -14,10 +14,13 @@ from torch import Tensor, nn
 
 @MODELS.register_module()
 class SqueezeExcitation(SELayer):
-    """mmdet's SELayer under the argument name that plugins are built with.
+    """mmdet's SELayer under the argument name that plugins are built with, and the name that it has in mmpretrain's SE-ResNet.
+
+    So the published weights of SE-ResNet-50 and -101 initialise mmdet's ResNet with this plugin as they are.
 
     Squeeze-and-Excitation Networks, Hu, Shen, Albanie, Sun, Wu, https://arxiv.org/abs/1709.01507, equations 2 to 4:
-    ``x * sigmoid(W_2 relu(W_1 mean(x)))``. ``ratio``: C / ratio channels between the two.
+    ``x * sigmoid(W_2 relu(W_1 mean(x)))``. ``ratio``: C / ratio channels between the two. ``bias=False`` leaves out the biases, as
+    FcaNet does, which then is ``frequencies='top1'`` up to a constant.
 
     Example:
         >>> import torch
@@ -25,10 +28,12 @@ class SqueezeExcitation(SELayer):
         torch.Size([1, 64, 9, 13])
     """
 
-    _abbr_ = 'se'
+    _abbr_ = 'se_layer'
 
-    def __init__(self, in_channels: int, ratio: int = 16, **kwargs: Any):
+    def __init__(self, in_channels: int, ratio: int = 16, bias: bool = True, **kwargs: Any):
         super().__init__(channels=in_channels, ratio=ratio, **kwargs)
+        if not bias:
+            self.conv1.conv.bias = self.conv2.conv.bias = None
 
 
 @MODELS.register_module()

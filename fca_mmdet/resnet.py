@@ -11,6 +11,7 @@ basic block).
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any, ClassVar
 
 import torch.utils.checkpoint
@@ -20,6 +21,7 @@ from mmdet.registry import MODELS
 from torch import Tensor, nn
 
 from .attention import Basis, MultiSpectralAttention
+from .checkpoint import adopt_backbone, check_architecture, checkpoints_as_data
 from .folding import foldable, run_folded
 from .frequency import Frequencies
 
@@ -161,6 +163,23 @@ class FcaResNet(ResNet):
             last = 'norm3' if issubclass(self.block, Bottleneck) else 'norm2'
             kwargs['init_cfg'] = dict(type='Constant', val=0, override=dict(name=last))
         return super().make_res_layer(dct_size=self.dct_size[len(self.res_layers)], **self.attention, **kwargs)
+
+    def init_weights(self) -> None:
+        """Initialise as ``init_cfg`` says. A pretrained checkpoint is read as data: nothing in it runs.
+
+        Raises:
+            CheckpointError: the checkpoint is unusable, of another architecture, or of another basis.
+        """
+        pretrained = self.init_cfg if isinstance(self.init_cfg, dict) else {}
+        with checkpoints_as_data(pretrained['checkpoint']) if pretrained.get('type') == 'Pretrained' else nullcontext():
+            super().init_weights()
+
+    def _load_from_state_dict(self, state_dict, prefix, *args: Any) -> None:
+        """Refuse weights of another architecture, which mmengine would leave out with a warning; find those of a detector's backbone."""
+        if not prefix:
+            adopt_backbone(state_dict)
+        check_architecture(state_dict, dict(self.named_parameters()), prefix, f'{type(self).__name__}-{self.depth}')
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 @MODELS.register_module()

@@ -4,7 +4,7 @@ import torch
 from mmdet.models.backbones import ResNet
 from mmdet.models.layers import SELayer
 
-from fca_mmdet import EfficientChannelAttention, SqueezeExcitation
+from fca_mmdet import EfficientChannelAttention, MultiSpectralAttention, SqueezeExcitation
 
 
 def test_squeeze_excitation_is_mmdets_layer():
@@ -12,6 +12,17 @@ def test_squeeze_excitation_is_mmdets_layer():
     theirs.load_state_dict(ours.state_dict())
     x = torch.randn(2, 32, 5, 9)
     assert torch.equal(ours(x), theirs(x))
+
+
+def test_without_biases_it_is_the_lowest_frequency():
+    """Theorem 1 of FcaNet: (0, 0) is the mean times sqrt(7 * 7)."""
+    lowest, ours = MultiSpectralAttention(32, 7, frequencies='top1', reduction=8), SqueezeExcitation(32, ratio=8, bias=False)
+    with torch.no_grad():
+        ours.conv1.conv.weight.copy_(7 * lowest.fc[0].weight[:, :, None, None])
+        ours.conv2.conv.weight.copy_(lowest.fc[2].weight[:, :, None, None])
+    x = torch.randn(2, 32, 5, 9)
+    torch.testing.assert_close(ours(x), lowest(x))
+    assert len(list(ours.parameters())) == 2
 
 
 @pytest.mark.parametrize(('channels', 'kernel'), [(64, 3), (128, 5), (256, 5), (512, 5), (1024, 5), (2048, 7)])

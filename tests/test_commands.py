@@ -12,7 +12,12 @@ from demo import read_classes, run_job
 from figures import read_scalars
 from make_shapes import CLASSES as SHAPE_CLASSES
 from make_shapes import make_shapes
+from mmdet.registry import MODELS
 from mmengine.config import Config
+from mmengine.registry import init_default_scope
+
+from fca_mmdet import MultiSpectralAttention
+from fca_mmdet.checkpoint import full_basis
 
 CLASSES = tuple(SHAPE_CLASSES)
 ROOT = Path(__file__).resolve().parents[1]
@@ -78,6 +83,47 @@ def test_a_config_may_leave_the_import_to_the_tools(config, tmp_path):
     path.write_text(f'_base_ = {str(config)!r}\ncustom_imports = None\ntrain_cfg = dict(max_iters=1)\n')
     run(OWN / 'train.py', path, '--work-dir', tmp_path / 'run', cwd=tmp_path)
     assert (tmp_path / 'run' / 'iter_1.pth').exists()
+
+
+def test_a_checkpoint_of_mmdet_2_is_tested_resumed_and_started_from(config, tmp_path):
+    """With the stored bases, an optimiser and no log, as FcaNet's published detectors have them."""
+    cfg = Config.fromfile(config)
+    init_default_scope('mmdet')
+    model = MODELS.build(cfg.model)
+    state = dict(model.state_dict())
+    for name, module in model.named_modules():
+        if isinstance(module, MultiSpectralAttention):
+            state[f'{name}.dct_layer.weight'] = full_basis(module.frequencies, module.grid, module.in_channels)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3).state_dict()
+    meta = dict(mmdet_version='2.4.0', epoch=0, iter=3, CLASSES=CLASSES)
+    torch.save(dict(meta=meta, state_dict=state, optimizer=optimizer), tmp_path / 'old.pth')
+    tested = run(OWN / 'test.py', config, tmp_path / 'old.pth', '--work-dir', tmp_path / 'test', cwd=tmp_path)
+    resumed = run(OWN / 'train.py', config, '--work-dir', tmp_path / 'resume', '--resume', tmp_path / 'old.pth', cwd=tmp_path)
+    start = ['--cfg-options', 'train_cfg.max_iters=1', f'load_from={tmp_path / "old.pth"}']
+    started = run(OWN / 'train.py', config, '--work-dir', tmp_path / 'start', *start, cwd=tmp_path)
+    for output in (tested, resumed, started):
+        assert not [line for line in output.splitlines() if 'key' in line and 'state_dict' in line]
+        assert f'from {tmp_path / "old.pth"}' in output
+    assert 'resumed epoch: 0, iter: 3' in resumed
+    assert 'holds no learning rate schedule: resumed, the schedule starts anew' in resumed
+    assert (tmp_path / 'resume' / 'iter_4.pth').exists()
+
+
+def test_a_checkpoint_that_would_run_code_is_refused(config, tmp_path):
+    class Payload:
+        def __reduce__(self):
+            return open, (str(tmp_path / 'executed'), 'w')
+
+    torch.save({'state_dict': {}, 'meta': Payload()}, tmp_path / 'hostile.pth')
+    result = subprocess.run(
+        [sys.executable, OWN / 'test.py', config, tmp_path / 'hostile.pth', '--work-dir', tmp_path / 'work'],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode
+    assert 'hostile.pth holds more than data: it asks for' in result.stderr
+    assert not (tmp_path / 'executed').exists()
 
 
 @pytest.mark.parametrize(('script', 'arguments'), [('dist_train.sh', []), ('dist_test.sh', ['CHECKPOINT'])])

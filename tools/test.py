@@ -1,14 +1,11 @@
-"""mmdet's own installed test.py, with this package imported first; all of its options work.
+"""The installed test.py of mmdet, or of mmpretrain for a classifier's config, with this package imported; all of its options work.
 
-python tools/test.py --help
+    python tools/test.py --help
+
+Checkpoints are read as data.
 """
 
-import runpy
-from pathlib import Path
-
-import mmdet
-
-import fca_mmdet  # noqa: F401  registers the backbones, also for a config that does not import them
+from upstream import run_upstream
 
 if __name__ == '__main__':
-    runpy.run_path(str(Path(mmdet.__file__).parent / '.mim' / 'tools' / 'test.py'), run_name='__main__')
+    run_upstream('test.py')

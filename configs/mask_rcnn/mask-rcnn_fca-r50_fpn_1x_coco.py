@@ -1,5 +1,6 @@
-# mmdet's Mask R-CNN 1x recipe with the backbone exchanged: 8 GPUs x 2 images, lr 0.02, 12 epochs.
-_base_ = 'mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py'
+# mmdet's Mask R-CNN 1x recipe with one change: the frequency channel attention of FcaNet's authors, with their ImageNet weights.
+# 8 GPUs x 2 images = 16 per iteration, lr 0.02; 117,266 images / 16 = 7,330 iterations an epoch, 12 epochs = 87,960.
+_base_ = './mask-rcnn_r50_fpn_1x_coco.py'
 custom_imports = dict(imports=['fca_mmdet'], allow_failed_imports=False)
 
 model = dict(

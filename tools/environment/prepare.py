@@ -29,9 +29,18 @@ STACKS: dict[str, dict[str, list[str]]] = {
         'engine': ['onedl-mmengine==0.10.12'],
         'ops': ['onedl-mmcv==2.3.6'],
         'detection': ['onedl-mmdetection==3.5.1', 'imaug'],
+        'classification': ['onedl-mmpretrain==1.3.6'],
     },
-    'openmmlab': {'engine': ['mmengine==0.10.7'], 'ops': ['mmcv==2.1.0'], 'detection': ['mmdet==3.3.0']},
+    'openmmlab': {
+        'engine': ['mmengine==0.10.7'],
+        'ops': ['mmcv==2.1.0'],
+        'detection': ['mmdet==3.3.0'],
+        'classification': ['mmpretrain==1.2.0'],
+    },
 }
+# mmpretrain imports it and mmdet does not. Beside a CPU build of torch it cannot be imported, and then mmengine does not start: it gets a
+# folder of its own, for who puts that on PYTHONPATH.
+TORCHVISION = 'torchvision==0.28.0'
 OLDEST_PYTHON = (3, 10)
 TESTED_PYTHON = (3, 11)
 DISK_GIB, MEMORY_GIB_PER_JOB = 4, 2
@@ -156,6 +165,9 @@ def prepare(stack: str, venv: Path) -> None:
     tag = f'torch-{version.stdout.strip()}-{sys.implementation.cache_tag}-{platform.machine()}'
     wheel = build_ops(python, pins['ops'][0], tag)
     run([*pip, str(wheel), *pins['detection']], f'installing {pins["detection"][0]}')
+    run([*pip, *pins['classification']], f'installing {pins["classification"][0]}')
+    beside = ['--no-deps', '--upgrade', '--target', str(venv / 'torchvision')]
+    run([python, '-m', 'pip', 'install', '--quiet', *beside, TORCHVISION], f'installing {TORCHVISION} beside the environment')
     run([*pip, '--no-build-isolation', '-e', f'{ROOT}[test]'], 'installing fca_mmdet and the test tools')
     stamp.write_text(wanted)
     print(f'environment: {venv} is ready')
