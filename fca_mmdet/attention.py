@@ -129,8 +129,9 @@ class MultiSpectralAttention(BaseModule):
         key = f'{prefix}dct_layer.weight'
         stored = state_dict.get(key)
         if stored is not None and self.basis == 'dct':
-            if not same_basis(stored, full_basis(self.frequencies, self.grid, self.in_channels)):
-                raise CheckpointError(f'{key} of the checkpoint is {describe_basis(stored)}; configured is {self.extra_repr()}')
+            configured = full_basis(self.frequencies, self.grid, self.in_channels)
+            if not same_basis(stored, configured):
+                raise CheckpointError(f'{key} of the checkpoint is {describe_basis(stored)}; configured is {describe_basis(configured)}')
             del state_dict[key]
         elif stored is not None and stored.shape != self.dct_layer.weight.shape:
             raise CheckpointError(

@@ -134,8 +134,8 @@ def describe_basis(weight: Tensor) -> str:
     Its own DCT tells: of a fixed basis, each channel has one coefficient of 1.
 
     Example:
-        >>> describe_basis(full_basis(FREQUENCY_SETS['low2'], (14, 14), 64))
-        "frequencies='low2', dct_size=14"
+        >>> describe_basis(full_basis(FREQUENCY_SETS['low4'], (14, 14), 64))
+        "frequencies='low4', dct_size=14"
     """
     channels, height, width = weight.shape
     size = height if height == width else (height, width)

@@ -58,7 +58,8 @@ def test_a_classifier_trains_evaluates_and_initialises_a_detectors_backbone(imag
     config.write_text(f"""
 _base_ = {str(CONFIGS / 'fca-resnet34_8xb32-100e_in1k.py')!r}
 model = dict(backbone=dict(base_channels=16, stem_channels=16), head=dict(in_channels=128, num_classes=2, topk=(1,)))
-loader = dict(batch_size=4, num_workers=0, persistent_workers=False, dataset=dict(data_root={str(images)!r}))
+dataset = dict(data_root={str(images)!r}, metainfo=dict(classes=('tench', 'goldfish')))
+loader = dict(batch_size=4, num_workers=0, persistent_workers=False, dataset=dataset)
 train_dataloader = loader
 val_dataloader = loader
 test_dataloader = loader

@@ -29,7 +29,7 @@ from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
 from torch import Tensor, nn
 
-from fca_mmdet import FcaResNet, MultiSpectralAttention, SqueezeExcitation
+from fca_mmdet import FcaBasicBlock, FcaBottleneck, FcaResNet, MultiSpectralAttention, SqueezeExcitation
 from fca_mmdet.dct import cached_projection_maps
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -66,7 +66,7 @@ def kept_maps() -> Iterator[None]:
 def count(model: nn.Module, inputs: tuple) -> Cost:
     """The cost of ``model(*inputs)``."""
     for module in model.modules():
-        if hasattr(module, 'fold'):
+        if isinstance(module, (FcaBasicBlock, FcaBottleneck)):
             module.fold = False
     model.eval()
     analyzer = FlopAnalyzer(model, inputs)
