@@ -175,6 +175,7 @@ def test_the_arithmetic_at_the_top_is_that_of_the_config(path):
         return
     gpus, images, batch, lr = re.search(r'# (\d+) GPUs x (\d+) images? = (\d+) per iteration, lr ([\d.]+)', head).groups()
     assert int(gpus) * int(images) == int(batch) == cfg.auto_scale_lr.base_batch_size
+    assert path.parent.name == 'imagenet' or cfg.auto_scale_lr.enable is False  # mmdet's train.py asks for the key
     assert cfg.train_dataloader.batch_size == int(images)
     assert cfg.optim_wrapper.optimizer.lr == float(lr)
     if found := re.search(r'([\d,]+) images / (\d+) = ([\d,]+) iterations an epoch, (\d+) epochs = ([\d,]+)\.', head):
