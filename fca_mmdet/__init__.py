@@ -1,8 +1,8 @@
 """Frequency channel attention (FcaNet, ICCV 2021) for MMDetection.
 
-Importing the package checks the versions of mmdet, mmengine and mmcv, registers ``FcaResNet``, ``FcaResNetV1d``,
+Importing the package checks the versions of mmdet, mmengine and mmcv, registers ``FcaResNet``, its relatives,
 ``MultiSpectralAttention``, the attentions to compare it with and the padding of the published detectors in
-``mmdet.registry.MODELS``, and lets torch load mmengine's checkpoints as data.
+``mmdet.registry.MODELS``, lets torch load mmengine's checkpoints as data, and lets mmengine resolve ``fca_mmdet::...``.
 """
 
 from .stack import allow_mmengine_checkpoints, check_versions
@@ -11,12 +11,16 @@ from .version import __version__
 check_versions()
 allow_mmengine_checkpoints()
 
-from .attention import MultiSpectralAttention  # noqa: E402
+from .configs import config_path, register_configs  # noqa: E402
+
+register_configs()
+
+from .attention import MultiSpectralAttention, stage_plugins  # noqa: E402
 from .baselines import EfficientChannelAttention, SqueezeExcitation  # noqa: E402
 from .checkpoint import CheckpointError  # noqa: E402
 from .frequency import FREQUENCY_SETS, Frequency  # noqa: E402
 from .padding import OrientedDetDataPreprocessor  # noqa: E402
-from .resnet import FcaBasicBlock, FcaBottleneck, FcaResNet, FcaResNetV1d  # noqa: E402
+from .resnet import FcaBasicBlock, FcaBottleneck, FcaResNet, FcaResNetV1d, FcaResNeXt, FcaResNeXtBottleneck  # noqa: E402
 
 __all__ = [
     'FREQUENCY_SETS',
@@ -24,6 +28,8 @@ __all__ = [
     'EfficientChannelAttention',
     'FcaBasicBlock',
     'FcaBottleneck',
+    'FcaResNeXt',
+    'FcaResNeXtBottleneck',
     'FcaResNet',
     'FcaResNetV1d',
     'Frequency',
@@ -31,4 +37,6 @@ __all__ = [
     'OrientedDetDataPreprocessor',
     'SqueezeExcitation',
     '__version__',
+    'config_path',
+    'stage_plugins',
 ]

@@ -7,6 +7,7 @@ Differs from the published code (https://github.com/cfzd/FcaNet): any input size
 state dict for ``basis='dct'``, the learnable variants train, and errors say what is wrong.
 """
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, cast, get_args
 
@@ -53,8 +54,9 @@ class MultiSpectralAttention(BaseModule):
     pooled to the grid, ``freq[n, c]``; two bias-free linear layers turn the ``[N, C]`` vector into gates,
     ``g = sigmoid(W_2 relu(W_0 freq))``; the output is ``x * g``.
 
-    Usable as a plugin of mmdet's ResNet and ResNeXt:
-    ``plugins=[dict(cfg=dict(type='MultiSpectralAttention', dct_size=14), position='after_conv3')]``.
+    Usable as a plugin of mmdet's backbones:
+    ``plugins=[dict(cfg=dict(type='MultiSpectralAttention', dct_size=14), position='after_conv3')]``, or ``stage_plugins()``, which gives
+    every stage its grid.
 
     Args:
         in_channels: C.
@@ -176,6 +178,30 @@ class MultiSpectralAttention(BaseModule):
     def extra_repr(self) -> str:
         """The configuration, as the repr of the module shows it."""
         return f'in_channels={self.in_channels}, grid={self.grid}, frequencies={len(self.frequencies)}, basis={self.basis}'
+
+
+def stage_plugins(
+    dct_size: Sequence[int | tuple[int, int]] = (56, 28, 14, 7), position: str = 'after_conv3', **attention: Any
+) -> list[dict]:
+    """``plugins=`` for a backbone of mmdet's (ResNet, ResNeXt, Res2Net, ResNeSt, RegNet, DetectoRS): each stage with its grid.
+
+    Args:
+        dct_size: the grid of each stage.
+        position: the slot.
+        attention: what else ``MultiSpectralAttention`` takes.
+
+    Example:
+        >>> stage_plugins(frequencies='low2')[1]['stages']
+        (False, True, False, False)
+    """
+    return [
+        dict(
+            cfg=dict(type='mmdet.MultiSpectralAttention', dct_size=grid, **attention),
+            stages=tuple(stage == other for other in range(len(dct_size))),
+            position=position,
+        )
+        for stage, grid in enumerate(dct_size)
+    ]
 
 
 def is_symbolic() -> bool:

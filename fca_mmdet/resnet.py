@@ -15,8 +15,9 @@ from contextlib import nullcontext
 from typing import Any, ClassVar
 
 import torch.utils.checkpoint
-from mmdet.models.backbones import ResNet, ResNetV1d
+from mmdet.models.backbones import ResNet, ResNetV1d, ResNeXt
 from mmdet.models.backbones.resnet import BasicBlock, Bottleneck
+from mmdet.models.backbones.resnext import Bottleneck as ResNeXtBottleneck
 from mmdet.registry import MODELS
 from torch import Tensor, nn
 
@@ -71,21 +72,8 @@ class FcaBasicBlock(BasicBlock):
         return self.relu(self._sum(x))
 
 
-class FcaBottleneck(Bottleneck):
-    """mmdet's Bottleneck with the attention ``att`` as the first plugin after conv3 and its normalisation.
-
-    Args:
-        inplanes: input channels.
-        planes: a quarter of the output channels, which the frequencies must divide.
-        frequencies, dct_size, reduction, basis: as in ``MultiSpectralAttention``.
-        fold: run the folded execution (``fca_mmdet/folding.py``) wherever it is exact.
-        plugins: mmdet's plugins beside the attention.
-        block_kwargs: what else mmdet's Bottleneck takes.
-
-    Example:
-        >>> FcaBottleneck(256, 64, dct_size=56)(torch.rand(1, 256, 25, 42)).shape
-        torch.Size([1, 256, 25, 42])
-    """
+class _AttendedBottleneck(Bottleneck):
+    """A bottleneck of mmdet's with the attention in its plugin slot, to be combined with one of its relatives."""
 
     def __init__(
         self,
@@ -107,6 +95,32 @@ class FcaBottleneck(Bottleneck):
     def forward(self, x: Tensor) -> Tensor:
         """``[N, inplanes, H, W]`` to ``[N, 4 planes, H / stride, W / stride]``."""
         return run_folded(self, x) if self.fold and foldable(self) else super().forward(x)
+
+
+class FcaBottleneck(_AttendedBottleneck):
+    """mmdet's Bottleneck with the attention ``att`` as the first plugin after conv3 and its normalisation.
+
+    Args:
+        inplanes: input channels.
+        planes: a quarter of the output channels, which the frequencies must divide.
+        frequencies, dct_size, reduction, basis: as in ``MultiSpectralAttention``.
+        fold: run the folded execution (``fca_mmdet/folding.py``) wherever it is exact.
+        plugins: mmdet's plugins beside the attention.
+        block_kwargs: what else mmdet's Bottleneck takes.
+
+    Example:
+        >>> FcaBottleneck(256, 64, dct_size=56)(torch.rand(1, 256, 25, 42)).shape
+        torch.Size([1, 256, 25, 42])
+    """
+
+
+class FcaResNeXtBottleneck(_AttendedBottleneck, ResNeXtBottleneck):
+    """``FcaBottleneck`` with the grouped 3x3 convolution of mmdet's ResNeXt: ``groups``, ``base_width`` and ``base_channels`` beside it.
+
+    Example:
+        >>> FcaResNeXtBottleneck(256, 64, dct_size=56, groups=32, base_width=4)(torch.rand(1, 256, 25, 42)).shape
+        torch.Size([1, 256, 25, 42])
+    """
 
 
 @MODELS.register_module()
@@ -190,3 +204,15 @@ class FcaResNetV1d(FcaResNet, ResNetV1d):
         >>> FcaResNetV1d(depth=50)(torch.rand(1, 3, 64, 64))[3].shape
         torch.Size([1, 2048, 2, 2])
     """
+
+
+@MODELS.register_module()
+class FcaResNeXt(FcaResNet, ResNeXt):
+    """``FcaResNet`` with mmdet's ResNeXt blocks (https://arxiv.org/abs/1611.05431): ``groups`` and ``base_width``; depths 50, 101, 152.
+
+    Example:
+        >>> FcaResNeXt(depth=50, groups=32, base_width=4)(torch.rand(1, 3, 64, 64))[3].shape
+        torch.Size([1, 2048, 2, 2])
+    """
+
+    arch_settings: ClassVar = {depth: (FcaResNeXtBottleneck, stages) for depth, (_, stages) in ResNeXt.arch_settings.items()}

@@ -38,7 +38,7 @@ def test_a_table_is_measured_printed_and_written(tmp_path):
 
 
 def test_a_detectors_training_step():
-    result = run('detector', '--size', 64, 96, '--repeats', 1, '--batch', 2)
+    result = run('detector', '--size', 64, 96, '--repeats', 1, '--batch', 2, '--backbones', '+ FCA, folded')
     assert result.returncode == 0, result.stderr
     assert re.search(r'\+ FCA, folded +training +\d+ ms \d\.\d\d .* peak +\d+ MiB', result.stdout)
 

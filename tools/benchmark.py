@@ -297,9 +297,9 @@ def benchmark_sizes(setting: Setting, names: Sequence[str], repeats: int) -> lis
     return [measure(dataclasses.replace(setting, size=size), names, ['inference'], [], repeats) for size in sizes]
 
 
-def benchmark_detector(setting: Setting, repeats: int) -> dict:
-    """A training step of Mask R-CNN and its peak memory, for ResNet, SE and FCA."""
-    return measure(setting, ['ResNet', '+ SE', '+ FCA, readable', '+ FCA, folded'], ['training'], ['peak'], repeats, Detector)
+def benchmark_detector(setting: Setting, names: Sequence[str], repeats: int) -> dict:
+    """A training step of Mask R-CNN and its peak memory."""
+    return measure(setting, names, ['training'], ['peak'], repeats, Detector)
 
 
 def layer_actions(layers: dict[str, nn.Module], x: Tensor, mode: str) -> dict[str, Callable[[], object]]:
@@ -452,7 +452,8 @@ def record(base: Setting, repeats: int, found: dict[str, list[dict]], save: Call
         'forms': lambda: benchmark_forms(base, repeats),
     }
     if base.device != 'cpu':
-        parts['detector'] = lambda: [benchmark_detector(vary(batch=2, dtype=dtype), repeats) for dtype in ('float32', 'float16')]
+        names = ['ResNet', '+ SE', '+ FCA, readable', '+ FCA, folded']
+        parts['detector'] = lambda: [benchmark_detector(vary(batch=2, dtype=dtype), names, repeats) for dtype in ('float32', 'float16')]
     for name, measure in parts.items():
         if not found.get(name):
             found[name] = measure()
@@ -507,7 +508,7 @@ def main() -> None:
         'sizes': lambda: {'sizes': benchmark_sizes(setting, names, repeats)},
         'attention': lambda: {'attention': benchmark_attention(setting, repeats)},
         'forms': lambda: {'forms': benchmark_forms(setting, repeats)},
-        'detector': lambda: {'detector': [benchmark_detector(setting, repeats)]},
+        'detector': lambda: {'detector': [benchmark_detector(setting, names, repeats)]},
         'record': lambda: record(setting, repeats, kept, save),
     }[what]()
     save(found)

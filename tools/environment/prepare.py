@@ -168,7 +168,7 @@ def prepare(stack: str, venv: Path) -> None:
     run([*pip, *pins['classification']], f'installing {pins["classification"][0]}')
     beside = ['--no-deps', '--upgrade', '--target', str(venv / 'torchvision')]
     run([python, '-m', 'pip', 'install', '--quiet', *beside, TORCHVISION], f'installing {TORCHVISION} beside the environment')
-    run([*pip, '--no-build-isolation', '-e', f'{ROOT}[test]'], 'installing fca_mmdet and the test tools')
+    run([*pip, '--no-build-isolation', '-e', f'{ROOT}[onnx,test]'], 'installing fca_mmdet and the test tools')
     stamp.write_text(wanted)
     print(f'environment: {venv} is ready')
 

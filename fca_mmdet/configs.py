@@ -1,0 +1,38 @@
+"""Where this package's configs lie, and their short names for ``_base_``.
+
+Another project's config inherits one by its path, ``_base_ = __import__('fca_mmdet').config_path('mask_rcnn/...')``, under any command; or
+by its name, ``_base_ = 'fca_mmdet::mask_rcnn/...'``, where this package is imported before the config is read, as in its own tools.
+"""
+
+import difflib
+from pathlib import Path
+
+from mmengine.config.utils import MODULE2PACKAGE
+
+CONFIGS = Path(__file__).parent / '.mim' / 'configs'
+
+
+def config_path(name: str) -> str:
+    """The path of a config of this package.
+
+    Args:
+        name: relative to the configs' folder, with or without ``.py``.
+
+    Raises:
+        FileNotFoundError: there is none; the message has the names nearest to it.
+
+    Example:
+        >>> Path(config_path('mask_rcnn/mask-rcnn_fca-r50_fpn_1x_coco')).name
+        'mask-rcnn_fca-r50_fpn_1x_coco.py'
+    """
+    path = CONFIGS / f'{name.removesuffix(".py")}.py'
+    if not path.is_file():
+        names = [str(found.relative_to(CONFIGS).with_suffix('')) for found in sorted(CONFIGS.rglob('*.py'))]
+        nearest = difflib.get_close_matches(name, names, n=3, cutoff=0) or ['none at all: install the package again']
+        raise FileNotFoundError(f'fca_mmdet has no config {name!r}; the nearest are {", ".join(nearest)}')
+    return str(path.resolve())
+
+
+def register_configs() -> None:
+    """Let mmengine resolve ``fca_mmdet::...``, which it does for the packages that it knows."""
+    MODULE2PACKAGE.setdefault('fca_mmdet', 'fca_mmdet')
