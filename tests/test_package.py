@@ -3,6 +3,11 @@ import sys
 import zipfile
 from pathlib import Path
 
+import pytest
+from mmdet.models.necks import FPN
+from mmdet.registry import MODELS
+from mmengine.config import Config
+from mmengine.hub import get_config
 from setuptools import build_meta
 
 import fca_mmdet
@@ -29,3 +34,23 @@ def test_the_requirements_name_neither_distribution():
     plain = [requirement for requirement in requires('fca_mmdet') if 'extra ==' not in requirement]
     assert not [requirement for requirement in plain if re.search(r'mmdet|mmcv|mmengine', requirement)]
     assert {'onedl-mmdetection', 'mmdet'} <= {re.split(r'[<>=]', requirement)[0] for requirement in requires('fca_mmdet')}
+
+
+def test_a_config_is_found_by_path_and_by_name():
+    path = fca_mmdet.config_path('mask_rcnn/mask-rcnn_fca-r50_fpn_1x_coco')
+    assert path == fca_mmdet.config_path('mask_rcnn/mask-rcnn_fca-r50_fpn_1x_coco.py')
+    assert Path(path) == ROOT / 'configs' / 'mask_rcnn' / 'mask-rcnn_fca-r50_fpn_1x_coco.py'
+    assert get_config('fca_mmdet::mask_rcnn/mask-rcnn_fca-r50_fpn_1x_coco.py').to_dict() == Config.fromfile(path).to_dict()
+
+
+def test_a_config_that_is_not_there():
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"has no config 'mask_rcnn/mask-rcnn_fca-r51_fpn_1x_coco'; the nearest are mask_rcnn/mask-rcnn_fca-r50_fpn_1x_coco, ",
+    ):
+        fca_mmdet.config_path('mask_rcnn/mask-rcnn_fca-r51_fpn_1x_coco')
+
+
+def test_what_is_inherited_by_name_is_built_from_mmdets_registries():
+    layer = MODELS.build(dict(type='FPN', in_channels=[8, 16], out_channels=8, num_outs=2, _scope_='fca_mmdet'))
+    assert isinstance(layer, FPN)
