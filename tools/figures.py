@@ -40,7 +40,7 @@ def draw_predictions(runner: Runner, out: Path, images: int = 6, score: float = 
         axis.set_title(f'{Path(sample.img_path).name}: ground truth | predictions >= {score}', fontsize=9)
     for axis in axes.flat:
         axis.axis('off')
-    _write(figure, out)
+    write_figure(figure, out)
 
 
 def read_scalars(work_dir: Path) -> list[dict]:
@@ -74,7 +74,7 @@ def draw_curves(work_dir: Path, out: Path) -> None:
     for axis in (left, right):
         axis.legend(fontsize=8)
         axis.grid(alpha=0.3)
-    _write(figure, out)
+    write_figure(figure, out)
 
 
 def draw_bases(frequencies: Sequence[Frequency], out: Path, size: int = 56) -> None:
@@ -88,7 +88,7 @@ def draw_bases(frequencies: Sequence[Frequency], out: Path, size: int = 56) -> N
         axis.imshow(dct_basis([u], size).T @ dct_basis([v], size), cmap='RdBu_r', vmin=-2 / size, vmax=2 / size)
         axis.set_title(f'({u}, {v})', fontsize=9)
     figure.suptitle('DCT bases (u along the height, v along the width)', fontsize=10)
-    _write(figure, out)
+    write_figure(figure, out)
 
 
 def collect_gates(model: nn.Module, batch: dict) -> dict[str, Tensor]:
@@ -133,7 +133,7 @@ def draw_gates(runner: Runner, out: Path, index: int = 0) -> None:
         axis.set_yticks(range(len(names)), names, fontsize=8)
         axis.set(title=title, xlabel='frequency (u, v) of the channel group')
         figure.colorbar(picture, ax=axis)
-    _write(figure, out)
+    write_figure(figure, out)
 
 
 def draw_costs(tables: Sequence[dict], out: Path) -> None:
@@ -162,7 +162,7 @@ def draw_costs(tables: Sequence[dict], out: Path) -> None:
         row[0].set_ylabel(
             describe_setting(table['setting']).replace(', ', '\n'), fontsize=7, rotation=0, ha='right', va='center', labelpad=8
         )
-    _write(figure, out)
+    write_figure(figure, out)
 
 
 def draw_sizes(tables: Sequence[dict], out: Path) -> None:
@@ -182,7 +182,7 @@ def draw_sizes(tables: Sequence[dict], out: Path) -> None:
         axis.set_xticks(sides)
     left.legend(fontsize=8)
     figure.suptitle(f'inference, {describe_setting(tables[0]["setting"] | {"size": ["side", "side"]})}', fontsize=10)
-    _write(figure, out)
+    write_figure(figure, out)
 
 
 def describe_setting(setting: dict) -> str:
@@ -193,7 +193,8 @@ def describe_setting(setting: dict) -> str:
     return ', '.join([f'depth {setting["depth"]}', f'{setting["batch"]} x 3 x {height} x {width}', setting['dtype'], *options])
 
 
-def _write(figure: plt.Figure, out: Path) -> None:
+def write_figure(figure: plt.Figure, out: Path) -> None:
+    """Lay out, write and close."""
     figure.tight_layout()
     figure.savefig(out, dpi=120)
     plt.close(figure)
