@@ -99,7 +99,7 @@ def refuse_pickled_code() -> None:
     """
 
     def load(filename: str, map_location: Any = None) -> dict[str, Any]:
-        checkpoint = read_checkpoint(filename, map_location)
+        checkpoint = read_checkpoint(filename, map_location or 'cpu')
         if 'optimizer' in checkpoint and 'message_hub' not in checkpoint:
             checkpoint['message_hub'] = dict(log_scalars={}, runtime_info={}, resumed_keys={})
             print_log(
