@@ -4,7 +4,7 @@ PYTHON ?= python3
 WORK_DIR ?= work_dirs/demo
 RUN := .venv/$(STACK)/bin/python
 
-.PHONY: environment demo test
+.PHONY: environment demo test test-wheel
 
 environment:
 	$(PYTHON) tools/environment/prepare.py --stack $(STACK)
@@ -18,3 +18,7 @@ test: environment
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 	$(RUN) -m pytest
+
+# What takes longer: the built wheel in an environment of its own.
+test-wheel: environment
+	$(RUN) -m pytest -m wheel

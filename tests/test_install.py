@@ -14,6 +14,8 @@ import mmdet
 import pytest
 from make_shapes import CLASSES, make_shapes
 
+pytestmark = pytest.mark.wheel
+
 ROOT = Path(__file__).resolve().parents[1]
 MMDET_TOOLS = Path(mmdet.__file__).parent / '.mim' / 'tools'
 
