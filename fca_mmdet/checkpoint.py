@@ -33,7 +33,7 @@ _DATA_ONLY = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be used; nothing has been loaded from it."""
+    """A checkpoint that cannot be used. Raised in the middle of loading, it leaves a model that is loaded in part."""
 
 
 def read_checkpoint(path: str | os.PathLike, map_location: Any = 'cpu') -> dict[str, Any]:

@@ -91,7 +91,7 @@ def test_a_detector_trains_a_step_and_predicts(name):
     classes = model.roi_head.bbox_head.num_classes
     batch = demo_mm_inputs(2, image_shapes=[(3, 96, 128), (3, 128, 100)], num_classes=classes, with_mask=True)
     if isinstance(model.data_preprocessor, OrientedDetDataPreprocessor):
-        model.data_preprocessor.canvas = (96, 160)  # the real one takes a minute here
+        model.data_preprocessor.canvas = (96, 160)  # smaller than the real one, for speed
     data = model.data_preprocessor(batch, True)
     loss, log = model.parse_losses(model.train()(**data, mode='loss'))
     loss.backward()

@@ -22,7 +22,7 @@ MMDET_TOOLS = Path(mmdet.__file__).parent / '.mim' / 'tools'
 # A Mask R-CNN on one small image, one iteration: what a route is to be followed to the end with.
 TINY = """
 model = dict(
-    backbone=dict(init_cfg=None),
+    backbone=dict({backbone}init_cfg=None),
     roi_head=dict(bbox_head=dict(num_classes={classes}), mask_head=dict(num_classes={classes})),
     train_cfg=dict(rpn_proposal=dict(max_per_img=20), rcnn=dict(sampler=dict(num=16))),
     test_cfg=dict(rpn=dict(max_per_img=20)),
@@ -51,7 +51,6 @@ ROUTES = {
     'three lines over mmdet': """
 _base_ = 'mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py'
 custom_imports = dict(imports=['fca_mmdet'], allow_failed_imports=False)
-backbone_type = 'FcaResNet'
 """,
     'by path': """
 _base_ = __import__('fca_mmdet').config_path('mask_rcnn/mask-rcnn_fca-r50_fpn_1x_coco')
@@ -62,13 +61,13 @@ _base_ = 'fca_mmdet::mask_rcnn/mask-rcnn_fca-r50_fpn_1x_coco.py'
 }
 
 
-def run(*command: object, cwd: Path, **environment: str) -> str:
+def run(*command: object, cwd: Path) -> str:
     """Run a command away from the checkout; its whole output, or a failure that shows it."""
     inherited = {key: value for key, value in os.environ.items() if key != 'PYTHONPATH'}
     result = subprocess.run(
         list(map(str, command)),
         cwd=cwd,
-        env={**inherited, **environment},
+        env=inherited,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -125,11 +124,13 @@ def data(tmp_path_factory) -> Path:
 
 def write_config(folder: Path, route: str, data: Path) -> Path:
     """A downstream project's config."""
-    tiny = TINY.format(classes=len(CLASSES), names=tuple(CLASSES), data=f'{data}/', annotations=f'{data}/annotations/val.json')
+    backbone = "type='FcaResNet', " if route == 'three lines over mmdet' else ''
+    tiny = TINY.format(
+        backbone=backbone, classes=len(CLASSES), names=tuple(CLASSES), data=f'{data}/', annotations=f'{data}/annotations/val.json'
+    )
     path = folder / 'project' / 'config.py'
     path.parent.mkdir()
-    backbone = "backbone=dict(type='FcaResNet', init_cfg=None)" if 'mmdet::' in ROUTES[route] else 'backbone=dict(init_cfg=None)'
-    path.write_text(ROUTES[route].replace("backbone_type = 'FcaResNet'\n", '') + tiny.replace('backbone=dict(init_cfg=None)', backbone))
+    path.write_text(ROUTES[route] + tiny)
     return path
 
 
@@ -161,7 +162,7 @@ def test_a_route_trains_an_iteration_under_the_installed_commands(route, python,
 PYTHON_USE = """
 import fca_mmdet, numpy as np
 from mmengine.hub import get_config
-from mmdet.apis import DetInferencer, inference_detector, init_detector
+from mmdet.apis import inference_detector, init_detector
 from fca_mmdet import FcaResNet, config_path
 name = 'faster_rcnn/faster-rcnn_fca-r50_fpn_1x_coco'
 image = np.random.default_rng(0).integers(0, 255, (96, 128, 3), dtype=np.uint8)

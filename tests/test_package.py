@@ -54,3 +54,12 @@ def test_a_config_that_is_not_there():
 def test_what_is_inherited_by_name_is_built_from_mmdets_registries():
     layer = MODELS.build(dict(type='FPN', in_channels=[8, 16], out_channels=8, num_outs=2, _scope_='fca_mmdet'))
     assert isinstance(layer, FPN)
+
+
+def test_a_project_in_the_importable_style_inherits_what_it_wrote_out(tmp_path):
+    Config.fromfile(fca_mmdet.config_path('mask_rcnn/mask-rcnn_fca-r50_fpn_1x_coco')).dump(tmp_path / 'base_config.py')
+    (tmp_path / 'mine.py').write_text(
+        "from mmengine.config import read_base\nwith read_base():\n    from .base_config import *\nmodel['backbone']['depth'] = 101\n"
+    )
+    backbone = Config.fromfile(tmp_path / 'mine.py').model.backbone
+    assert (backbone.type, backbone.depth) == ('FcaResNet', 101)

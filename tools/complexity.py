@@ -32,7 +32,6 @@ from torch import Tensor, nn
 from fca_mmdet import FcaBasicBlock, FcaBottleneck, FcaResNet, FcaResNeXtBottleneck, MultiSpectralAttention, SqueezeExcitation
 from fca_mmdet.dct import cached_projection_maps
 
-ROOT = Path(__file__).resolve().parents[1]
 PUBLISHED = {34: 0.04, 50: 0.13, 101: 0.11, 152: 0.11}
 """Extra FLOPs of FcaNet over SE-ResNet in percent, https://github.com/cfzd/FcaNet."""
 

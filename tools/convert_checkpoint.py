@@ -5,8 +5,8 @@
     python tools/convert_checkpoint.py FILE --to ours --dry-run                         # only says what would change
 
 Neither is needed to load published weights: ``FcaResNet`` takes them as they are. A classifier trained with mmpretrain also gets the
-published names. Files are read as data: one that asks for code to be run is refused, so a dry
-run is also a check of a file from a stranger. What is written is the state dict alone.
+published names. Files are read as data: one that asks for code to be run is refused, so a dry run is also a check of a file from a
+stranger. What is written is the state dict alone.
 """
 
 import argparse
@@ -97,7 +97,7 @@ def main() -> None:
         before = state_dict_of(read_checkpoint(arguments.checkpoint))
         after, convert = (before, to_ours) if arguments.to == 'ours' else (published_names(before), to_published)
         after = convert(after, expected_bases(after, arguments.frequencies, arguments.dct_size))
-    except (CheckpointError, FileNotFoundError, ValueError) as error:
+    except (FileNotFoundError, ValueError) as error:
         sys.exit(f'convert_checkpoint: {error}')
     print(report(before, after))
     if not arguments.dry_run:

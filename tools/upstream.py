@@ -16,6 +16,6 @@ def run_upstream(script: str) -> None:
     library = (Config.fromfile(configs[0]).get('default_scope') if configs else None) or 'mmdet'
     found = importlib.util.find_spec(library)
     if found is None or found.origin is None:
-        sys.exit(f"{configs[0]} is for {library}, which is not installed: pip install '.[classification]' brings mmpretrain")
+        sys.exit(f"{configs[0]} is for {library}, which is not installed; mmpretrain comes with pip install '.[classification]'")
     refuse_pickled_code()
     runpy.run_path(str(Path(found.origin).parent / '.mim' / 'tools' / script), run_name='__main__')

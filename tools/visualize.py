@@ -4,7 +4,8 @@
 
 Above: the predictions, and a Grad-CAM (https://arxiv.org/abs/1610.02391) of the backbone's last feature map for the scores of the best
 predictions. Below, by block and frequency (u, v): the mean gate of the frequency's channels, and how much those gates decide, the sum over
-channels of gate times the derivative of the scores by the gate: what the scores would lose, to first order, if these gates closed.
+channels of gate times the derivative of the scores by the gate: what the scores would lose, to first order, if these gates closed and the
+proposals stayed where they are (the derivative does not pass through them).
 """
 
 import argparse
