@@ -2,6 +2,7 @@
 
 import runpy
 import shutil
+import tempfile
 from pathlib import Path
 
 from setuptools import find_packages, setup
@@ -10,6 +11,8 @@ from setuptools.command.build_py import build_py
 HERE = Path(__file__).parent
 # What mmdet users expect beside a package's code, under fca_mmdet/.mim: mim and mmengine's '_base_ = "fca_mmdet::..."' look there.
 PAYLOAD = ('configs', 'tools', 'model-index.yml')
+# Where setuptools works; by default it would leave build/ and *.egg-info in the source tree.
+SCRATCH = tempfile.TemporaryDirectory(prefix='fca_mmdet-build-')
 
 
 class BuildWithPayload(build_py):
@@ -45,6 +48,7 @@ setup(
     packages=find_packages(include=['fca_mmdet', 'fca_mmdet.*']),
     package_data={'fca_mmdet': ['py.typed']},
     cmdclass={'build_py': BuildWithPayload},
+    options={'build': {'build_base': SCRATCH.name}, 'egg_info': {'egg_base': SCRATCH.name}},
     # mmdet, mmengine and mmcv come from either of two distributions that shadow each other: the user names one.
     install_requires=['torch>=2.6', 'numpy', 'pycocotools'],
     extras_require={
