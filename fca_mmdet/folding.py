@@ -48,8 +48,9 @@ On larger ones oneDNN's copies into its own layout, which glibc maps anew each t
 def foldable(block: BasicBlock | Bottleneck) -> bool:
     """Whether the folded execution computes what the block's modules would: asked at each forward, since all of this can change.
 
-    Yes if every normalisation is a batch normalisation with frozen statistics, every convolution is torch's own (no DCN), the attention
-    is the last plugin and has the fixed basis, and nothing watches a module that would be passed by: no hook, no forward of its own.
+    Yes if every normalisation is a batch normalisation with frozen statistics, or is in the convolution for good (mmcv's ``fuse_conv_bn``),
+    every convolution is torch's own (no DCN), the attention is the last plugin and has the fixed basis, and nothing watches a module that
+    would be passed by: no hook, no forward of its own.
     """
     attention = block.att
     return (
@@ -57,7 +58,7 @@ def foldable(block: BasicBlock | Bottleneck) -> bool:
         and attention.basis == 'dct'
         and getattr(block, 'after_conv3_plugin_names', ['att']) == ['att']
         and all(_is(conv, nn.Conv2d) and _is_affine(norm) for conv, norm in _normalised(block))
-        and (not isinstance(block, Bottleneck) or (block.conv3.kernel_size, block.conv3.groups, block.conv3.bias) == ((1, 1), 1, None))
+        and (not isinstance(block, Bottleneck) or (block.conv3.kernel_size, block.conv3.groups) == ((1, 1), 1))
         and _is(block.relu, nn.ReLU)
         and not _has_any_global_hook()
         and not any(_is_watched(module) for module in block.modules() if module is not block)
@@ -81,7 +82,7 @@ def _is(module: nn.Module, kind: type[nn.Module]) -> bool:
 
 def _is_affine(norm: nn.Module) -> bool:
     batch_norm = _is(norm, nn.BatchNorm2d) or _is(norm, nn.SyncBatchNorm)
-    return batch_norm and not norm.training and norm.running_var is not None
+    return _is(norm, nn.Identity) or (batch_norm and not norm.training and norm.running_var is not None)
 
 
 def _is_watched(module: nn.Module) -> bool:
@@ -127,10 +128,10 @@ def _run_bottleneck(block: Bottleneck, x: Tensor) -> Tensor:
     return _add_product(_shortcut(block, x), z, gate[:, :, None] * weight, gate * shift, owned=block.downsample is not None)
 
 
-def _conv_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
+def _conv_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d | nn.Identity, x: Tensor) -> Tensor:
     """A convolution and the frozen normalisation after it; as one, unless a copy of the weights is larger than a feature map."""
     pixels = x.shape[0] * x.shape[2] * x.shape[3] // (conv.stride[0] * conv.stride[1])
-    if not is_symbolic() and pixels < conv.weight[0].numel():
+    if isinstance(norm, nn.Identity) or (not is_symbolic() and pixels < conv.weight[0].numel()):
         return norm(conv(x))
     return efficient_conv_bn_eval_forward(norm, conv, x)
 
@@ -144,14 +145,18 @@ def _shortcut(block: BasicBlock | Bottleneck, x: Tensor) -> Tensor:
     return _conv_norm(conv, norm, x)
 
 
-def _folded_weight(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+def _folded_weight(conv: nn.Conv2d, norm: nn.BatchNorm2d | nn.Identity) -> tuple[Tensor, Tensor]:
     """A 1x1 convolution and the frozen normalisation after it as one affine map: ``[C, P]`` and ``[C]``."""
+    weight = conv.weight.flatten(1)
+    bias = weight.new_zeros(len(weight)) if conv.bias is None else conv.bias
+    if isinstance(norm, nn.Identity):
+        return weight, bias
     mean, variance = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
     scale = torch.rsqrt(variance + norm.eps)
-    shift = -mean * scale
+    shift = (bias - mean) * scale
     if norm.affine:
         scale, shift = scale * norm.weight, shift * norm.weight + norm.bias
-    return conv.weight.flatten(1) * scale[:, None], shift
+    return weight * scale[:, None], shift
 
 
 def gate_from_input(attention: MultiSpectralAttention, z: Tensor, weight: Tensor, shift: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from mmcv.cnn.utils import fuse_conv_bn
 from mmdet.models.backbones import ResNet
 from mmengine.model import ExponentialMovingAverage
 from torch import Tensor, nn
@@ -121,6 +122,28 @@ def test_outputs_and_gradients_are_those_of_the_readable_path(name, memory_forma
         assert calls == [block, block]
         assert largest_error([out], expected[:1]) < TOLERANCE[dtype]
         assert out.is_contiguous(memory_format=memory_format)
+
+
+@pytest.mark.parametrize('name', BLOCKS)
+def test_a_block_whose_normalisations_are_fused_for_good(name, form, monkeypatch):
+    torch.manual_seed(0)
+    block = with_statistics(BLOCKS[name]()).double()
+    x = torch.randn(2, block.conv1.in_channels, 15, 26, dtype=torch.float64)
+    expected = evaluate(block, x)[:2]
+    fused = fuse_conv_bn(copy.deepcopy(block))
+    with folded_calls(monkeypatch) as calls:
+        assert largest_error(evaluate(fused, x)[:2], expected) < TOLERANCE[torch.float64]
+    assert calls == [fused]
+
+
+def test_a_biased_convolution_before_the_last_normalisation(form, monkeypatch):
+    block = with_statistics(FcaBottleneck(64, 16))
+    block.conv3 = nn.Conv2d(16, 64, 1)
+    readable, x = copy.deepcopy(block), torch.randn(2, 64, 15, 26)
+    readable.fold = False
+    with folded_calls(monkeypatch) as calls:
+        assert largest_error(evaluate(block, x), evaluate(readable, x)) < TOLERANCE[torch.float32]
+    assert calls == [block]
 
 
 @pytest.mark.parametrize(('depth', 'size'), [(18, (97, 65)), (50, (97, 161)), (101, (64, 64))])
