@@ -4,7 +4,7 @@ PYTHON ?= python3
 WORK_DIR ?= work_dirs/demo
 RUN := .venv/$(STACK)/bin/python
 
-.PHONY: environment demo test test-wheel
+.PHONY: environment demo test test-slow
 
 environment:
 	$(PYTHON) tools/environment/prepare.py --stack $(STACK)
@@ -19,6 +19,6 @@ test: environment
 	$(RUN) -m mypy
 	$(RUN) -m pytest
 
-# What takes longer: the built wheel in an environment of its own.
-test-wheel: environment
-	$(RUN) -m pytest -m wheel
+# What takes longer: the built wheel in an environment of its own, and trainings.
+test-slow: environment
+	$(RUN) -m pytest -m slow

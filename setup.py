@@ -56,6 +56,7 @@ setup(
         'openmmlab': ['mmengine>=0.10.7,<1', 'mmcv>=2.1.0,<2.2', 'mmdet>=3.3.0,<4'],
         # With torchvision as it fits the installed torch.
         'classification': ['onedl-mmpretrain>=1.3.6', 'torchvision'],
+        'segmentation': ['onedl-mmsegmentation>=1.4.2'],
         'onnx': ['onnx', 'onnxscript', 'onnxruntime'],
         'test': ['pytest', 'scipy', 'model-index', 'ruff', 'mypy'],
     },

@@ -15,7 +15,7 @@ import mmdet
 import pytest
 from make_shapes import CLASSES, make_shapes
 
-pytestmark = pytest.mark.wheel
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[1]
 MMDET_TOOLS = Path(mmdet.__file__).parent / '.mim' / 'tools'

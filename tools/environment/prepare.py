@@ -30,12 +30,14 @@ STACKS: dict[str, dict[str, list[str]]] = {
         'ops': ['onedl-mmcv==2.3.6'],
         'detection': ['onedl-mmdetection==3.5.1', 'imaug'],
         'classification': ['onedl-mmpretrain==1.3.6'],
+        'segmentation': ['onedl-mmsegmentation==1.4.2'],
     },
     'openmmlab': {
         'engine': ['mmengine==0.10.7'],
         'ops': ['mmcv==2.1.0'],
         'detection': ['mmdet==3.3.0'],
         'classification': ['mmpretrain==1.2.0'],
+        'segmentation': ['mmsegmentation==1.2.2', 'ftfy', 'regex'],  # it imports the last two, and does not require them
     },
 }
 # mmpretrain imports it and mmdet does not. Beside a CPU build of torch it cannot be imported, and then mmengine does not start: it gets a
@@ -165,7 +167,8 @@ def prepare(stack: str, venv: Path) -> None:
     tag = f'torch-{version.stdout.strip()}-{sys.implementation.cache_tag}-{platform.machine()}'
     wheel = build_ops(python, pins['ops'][0], tag)
     run([*pip, str(wheel), *pins['detection']], f'installing {pins["detection"][0]}')
-    run([*pip, *pins['classification']], f'installing {pins["classification"][0]}')
+    for purpose in ('classification', 'segmentation'):
+        run([*pip, *pins[purpose]], f'installing {pins[purpose][0]}')
     beside = ['--no-deps', '--upgrade', '--target', str(venv / 'torchvision')]
     run([python, '-m', 'pip', 'install', '--quiet', *beside, TORCHVISION], f'installing {TORCHVISION} beside the environment')
     run([*pip, '--no-build-isolation', '-e', f'{ROOT}[onnx,test]'], 'installing fca_mmdet and the test tools')
