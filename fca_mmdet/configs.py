@@ -35,6 +35,6 @@ def config_path(name: str) -> str:
 
 def register_configs() -> None:
     """Let mmengine resolve ``fca_mmdet::...``, which it does for the packages that it knows."""
-    # The name of no distribution: mmengine then asks Python where the module lies. For a distribution, OpenMMLab's looks in the folder where
-    # its metadata lie, which is not where an editable install's package is.
+    # The name of no distribution: mmengine then asks Python where the module lies. For a distribution, OpenMMLab's looks in the folder of
+    # its metadata, which is not where an editable install's package is.
     MODULE2PACKAGE.setdefault('fca_mmdet', 'fca_mmdet.configs')
