@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from .checkpoint import CheckpointError, describe_basis, full_basis, same_basis
 from .dct import cached_projection_maps, pooling_matrix, project, projection_maps
-from .frequency import SPECTRUM, Frequencies, resolve_frequencies
+from .frequency import SPECTRUM, Frequencies, resolve_frequencies, whole_number
 
 Basis = Literal['dct', 'learned_dct', 'random', 'learned_random']
 """The tensor that squeezes: fixed DCT, learned from the DCT, fixed random, learned from random (paper, table 1)."""
@@ -67,6 +67,7 @@ class MultiSpectralAttention(BaseModule):
         basis: ``dct``, or a variant of the paper's ablation: ``learned_dct``, ``random``, ``learned_random``.
 
     Raises:
+        TypeError: an argument of another type; in ``forward``, an input of integers, of complex numbers, or sparse.
         ValueError: C not divisible by F, an unknown set or basis, a pair outside the spectrum or the grid, a named set on a grid below
             7, a reduction that leaves no channel; in ``forward``, an input that is not ``[N, C, H, W]``.
 
@@ -88,10 +89,10 @@ class MultiSpectralAttention(BaseModule):
         init_cfg: dict | None = None,
     ):
         super().__init__(init_cfg)
-        self.in_channels = in_channels
+        self.in_channels = in_channels = whole_number('in_channels', in_channels)
         self.frequencies = resolve_frequencies(frequencies)
         self.grid = _checked_grid(dct_size, frequencies)
-        self.reduction = reduction
+        self.reduction = reduction = whole_number('reduction', reduction)
         self.basis = basis
         groups = len(self.frequencies)
         if in_channels < 1 or in_channels % groups:
@@ -105,7 +106,7 @@ class MultiSpectralAttention(BaseModule):
             raise ValueError(
                 f'reduction={reduction} leaves no channel of in_channels={in_channels} in the excitation: use 1 to {in_channels}'
             )
-        if basis not in get_args(Basis):
+        if not isinstance(basis, str) or basis not in get_args(Basis):
             raise ValueError(f'unknown basis {basis!r}: use one of {", ".join(get_args(Basis))}')
         if basis != 'dct':
             self.dct_layer = ChannelBasis(self._initial_basis(), learned=basis.startswith('learned'))
@@ -172,6 +173,8 @@ class MultiSpectralAttention(BaseModule):
         """Scale each channel of ``[N, C, H, W]`` by its gate."""
         if x.dim() != 4 or x.shape[1] != self.in_channels:
             raise ValueError(f'expected an input of shape [N, {self.in_channels}, H, W], got {list(x.shape)}')
+        if not x.is_floating_point() or x.layout != torch.strided:
+            raise TypeError(f'expected a dense input of floating point, got {x.layout} of {x.dtype}: convert it first')
         gate = self.excite(self.squeeze(x))
         return x * gate.to(x.dtype)[:, :, None, None]
 
@@ -187,13 +190,21 @@ def stage_plugins(
 
     Args:
         dct_size: the grid of each stage.
-        position: the slot.
+        position: the slot, ``after_conv1``, ``after_conv2`` or ``after_conv3``.
         attention: what else ``MultiSpectralAttention`` takes.
+
+    Raises:
+        TypeError: ``dct_size`` is no sequence, which would leave stages without attention.
+        ValueError: it is empty, or no such slot.
 
     Example:
         >>> stage_plugins(frequencies='low2')[1]['stages']
         (False, True, False, False)
     """
+    if not isinstance(dct_size, Sequence) or isinstance(dct_size, (str, bytes)):
+        raise TypeError(f'dct_size={dct_size!r} must give one grid for each stage, such as (56, 28, 14, 7)')
+    if not dct_size or str(position) not in ('after_conv1', 'after_conv2', 'after_conv3'):
+        raise ValueError(f'dct_size={dct_size!r} must give one grid for each stage, and position={position!r} be after_conv1, 2 or 3')
     return [
         dict(
             cfg=dict(type='mmdet.MultiSpectralAttention', dct_size=grid, **attention),
@@ -211,12 +222,13 @@ def is_symbolic() -> bool:
 
 def without_autocast(device: str) -> AbstractContextManager:
     """Autocast switched off where it is on; elsewhere nothing, since entering the context costs time on small maps."""
-    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+    return torch.autocast(device, enabled=False) if device != 'meta' and torch.is_autocast_enabled(device) else nullcontext()
 
 
 def _checked_grid(dct_size: int | tuple[int, int], frequencies: Frequencies) -> tuple[int, int]:
     """``dct_size`` as (height, width), checked against the frequencies."""
-    height, width = (dct_size, dct_size) if isinstance(dct_size, int) else dct_size
+    pair = dct_size if isinstance(dct_size, (tuple, list)) and len(dct_size) == 2 else (dct_size, dct_size)
+    height, width = (whole_number('dct_size', size, ', or a (height, width) pair of them') for size in pair)
     if min(height, width) < 1:
         raise ValueError(f'dct_size={dct_size} has no cells: use a positive number or a (height, width) pair')
     if isinstance(frequencies, str):

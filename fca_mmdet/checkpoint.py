@@ -10,7 +10,7 @@ import math
 import os
 import pickle
 import re
-from collections.abc import Iterable, Iterator, MutableMapping
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -137,6 +137,8 @@ def describe_basis(weight: Tensor) -> str:
         >>> describe_basis(full_basis(FREQUENCY_SETS['low4'], (14, 14), 64))
         "frequencies='low4', dct_size=14"
     """
+    if weight.dim() != 3 or not weight.numel():
+        return f'of shape {list(weight.shape)}, which no basis has'
     channels, height, width = weight.shape
     size = height if height == width else (height, width)
     spectra = dct_basis(range(height), height) @ weight.double().cpu() @ dct_basis(range(width), width).T
@@ -153,15 +155,23 @@ def describe_basis(weight: Tensor) -> str:
 
 def same_basis(stored: Tensor, computed: Tensor) -> bool:
     """Whether a stored tensor is the computed one, up to the rounding of the type that it was stored in."""
-    if stored.shape != computed.shape:
+    if stored.shape != computed.shape or not stored.is_floating_point():
         return False
     tolerance = max(1e-5, 2 * torch.finfo(stored.dtype).eps) * computed.abs().max()
     return bool((stored.cpu().float() - computed).abs().max() <= tolerance)
 
 
 def state_dict_of(checkpoint: MutableMapping[str, Any]) -> MutableMapping[str, Tensor]:
-    """The weights of a checkpoint, wrapped in ``state_dict`` or not, without DDP's ``module.``."""
+    """The weights of a checkpoint, wrapped in ``state_dict`` or not, without DDP's ``module.``.
+
+    Raises:
+        CheckpointError: something else than tensors by name.
+    """
     weights = checkpoint.get('state_dict', checkpoint)
+    if not isinstance(weights, Mapping):
+        raise CheckpointError(f'state_dict is a {type(weights).__name__}, not a state dict: save model.state_dict()')
+    if other := next((key for key, value in weights.items() if not isinstance(key, str) or not isinstance(value, Tensor)), None):
+        raise CheckpointError(f'{other!r} of the checkpoint names a {type(weights[other]).__name__}, not a tensor: save model.state_dict()')
     return {key.removeprefix('module.'): value for key, value in weights.items()}
 
 

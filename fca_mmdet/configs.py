@@ -5,30 +5,36 @@ by its name, ``_base_ = 'fca_mmdet::mask_rcnn/...'``, where this package is impo
 """
 
 import difflib
-from pathlib import Path
+import os
+from pathlib import Path, PurePath
 
 from mmengine.config.utils import MODULE2PACKAGE
 
 CONFIGS = Path(__file__).parent / '.mim' / 'configs'
 
 
-def config_path(name: str) -> str:
+def config_path(name: str | os.PathLike[str]) -> str:
     """The path of a config of this package.
 
     Args:
         name: relative to the configs' folder, with or without ``.py``.
 
     Raises:
+        TypeError: no str or path.
         FileNotFoundError: there is none; the message has the names nearest to it.
 
     Example:
         >>> Path(config_path('mask_rcnn/mask-rcnn_fca-r50_fpn_1x_coco')).name
         'mask-rcnn_fca-r50_fpn_1x_coco.py'
     """
-    path = CONFIGS / f'{name.removesuffix(".py")}.py'
-    if not path.is_file():
-        names = [str(found.relative_to(CONFIGS).with_suffix('')) for found in sorted(CONFIGS.rglob('*.py'))]
-        nearest = difflib.get_close_matches(name, names, n=3, cutoff=0) or ['none at all: install the package again']
+    if not isinstance(name, str | os.PathLike):
+        raise TypeError(f'name={name!r} must be a str, such as mask_rcnn/mask-rcnn_fca-r50_fpn_1x_coco')
+    name = PurePath(name).as_posix()
+    # Looked up, not joined, so that no name leads out of the folder.
+    paths = {found.relative_to(CONFIGS).with_suffix('').as_posix(): found for found in sorted(CONFIGS.rglob('*.py'))}
+    path = paths.get(name.removesuffix('.py'))
+    if path is None:
+        nearest = difflib.get_close_matches(name, paths, n=3, cutoff=0) or ['none at all: install the package again']
         raise FileNotFoundError(f'fca_mmdet has no config {name!r}; the nearest are {", ".join(nearest)}')
     return str(path.resolve())
 

@@ -10,8 +10,9 @@ as pairs.
 """
 
 import numbers
+import operator
 from collections.abc import Sequence
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 SPECTRUM = 7
 """Frequencies along each axis of the spectrum that (u, v) refers to."""
@@ -42,6 +43,36 @@ FREQUENCY_SETS: dict[str, tuple[Frequency, ...]] = {
 """The 18 published sets, ``top1`` to ``bot32``; ``top1`` and ``low1`` are global average pooling up to a constant."""
 
 
+LARGEST = 2**16
+"""Channels, or cells of a grid along an axis, that are taken for meant."""
+
+
+def whole_number(name: str, value: Any, otherwise: str = '') -> int:
+    """An argument that counts channels or cells.
+
+    Args:
+        name: of the argument.
+        value: an int, or what Python takes for one (numpy's and torch's integers).
+        otherwise: what else the argument may be, for the message.
+
+    Raises:
+        TypeError: no integer.
+        ValueError: negative, or above ``LARGEST``.
+
+    Example:
+        >>> whole_number('in_channels', 64)
+        64
+    """
+    message = f'{name}={value!r} must be an integer in 0..{LARGEST}{otherwise}'
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(message) from None
+    if not 0 <= number <= LARGEST:
+        raise ValueError(message)
+    return number
+
+
 def resolve_frequencies(frequencies: Frequencies) -> tuple[Frequency, ...]:
     """The (u, v) pairs of a named set, or the given pairs, checked.
 
@@ -49,6 +80,7 @@ def resolve_frequencies(frequencies: Frequencies) -> tuple[Frequency, ...]:
         frequencies: a key of ``FREQUENCY_SETS``, or (u, v) pairs with u and v in 0..6.
 
     Raises:
+        TypeError: neither a name nor something with a length.
         ValueError: an unknown name, no pair at all, something that is no pair of ints, or a pair outside the spectrum.
 
     Example:
@@ -64,6 +96,10 @@ def resolve_frequencies(frequencies: Frequencies) -> tuple[Frequency, ...]:
                 f'{", ".join(map(str, _SIZES))} (such as "top16"), or a sequence of (u, v) pairs'
             )
         return FREQUENCY_SETS[frequencies]
+    try:
+        len(frequencies)  # a generator would be empty when it is read again
+    except TypeError:
+        raise TypeError(f'frequencies={frequencies!r} must be the name of a set, such as "top16", or (u, v) pairs') from None
     pairs = []
     for pair in frequencies:
         try:

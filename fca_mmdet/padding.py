@@ -10,6 +10,8 @@ from mmdet.models.data_preprocessors import DetDataPreprocessor
 from mmdet.registry import MODELS
 from torch.nn import functional as F
 
+from .frequency import whole_number
+
 
 @MODELS.register_module()
 class OrientedDetDataPreprocessor(DetDataPreprocessor):
@@ -35,8 +37,8 @@ class OrientedDetDataPreprocessor(DetDataPreprocessor):
     """
 
     def __init__(self, canvas: tuple[int, int] = (800, 1333), **preprocessor_kwargs: Any):
-        if len(canvas) != 2 or min(canvas) < 1:
-            raise ValueError(f'canvas={canvas} must be (height, width) in pixels, such as (800, 1333)')
+        if not isinstance(canvas, (tuple, list)) or len(canvas) != 2 or min(whole_number('canvas', side) for side in canvas) < 1:
+            raise ValueError(f'canvas={canvas!r} must be (height, width) in pixels, such as (800, 1333)')
         super().__init__(**preprocessor_kwargs)
         self.canvas = tuple(canvas)
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from .attention import Basis, MultiSpectralAttention
 from .checkpoint import adopt_backbone, check_architecture, checkpoints_as_data
 from .folding import foldable, run_folded
-from .frequency import Frequencies
+from .frequency import Frequencies, whole_number
 
 
 class FcaBasicBlock(BasicBlock):
@@ -53,7 +53,7 @@ class FcaBasicBlock(BasicBlock):
         fold: bool = True,
         **block_kwargs: Any,
     ):
-        super().__init__(inplanes, planes, **block_kwargs)
+        super().__init__(whole_number('inplanes', inplanes), whole_number('planes', planes), **block_kwargs)
         self.fold = fold
         self.att = MultiSpectralAttention(planes * self.expansion, dct_size, frequencies, reduction, basis)
 
@@ -65,7 +65,7 @@ class FcaBasicBlock(BasicBlock):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[N, inplanes, H, W]`` to ``[N, planes, H / stride, W / stride]``. mmdet's BasicBlock has no plugin slot to use here."""
-        if self.fold and foldable(self):
+        if self.fold and x.dim() == 4 and foldable(self):
             return run_folded(self, x)
         if self.with_cp and x.requires_grad:
             return self.relu(torch.utils.checkpoint.checkpoint(self._sum, x, use_reentrant=False))
@@ -89,12 +89,12 @@ class _AttendedBottleneck(Bottleneck):
     ):
         attention = dict(type=MultiSpectralAttention, dct_size=dct_size, frequencies=frequencies, reduction=reduction, basis=basis)
         plugins = [dict(cfg=attention, position='after_conv3'), *(plugins or [])]
-        super().__init__(inplanes, planes, plugins=plugins, **block_kwargs)
+        super().__init__(whole_number('inplanes', inplanes), whole_number('planes', planes), plugins=plugins, **block_kwargs)
         self.fold = fold
 
     def forward(self, x: Tensor) -> Tensor:
         """``[N, inplanes, H, W]`` to ``[N, 4 planes, H / stride, W / stride]``."""
-        return run_folded(self, x) if self.fold and foldable(self) else super().forward(x)
+        return run_folded(self, x) if self.fold and x.dim() == 4 and foldable(self) else super().forward(x)
 
 
 class FcaBottleneck(_AttendedBottleneck):
@@ -163,12 +163,12 @@ class FcaResNet(ResNet):
         **resnet_kwargs: Any,
     ):
         stages = min(resnet_kwargs.get('num_stages', 4), 4)  # mmdet refuses more than 4
-        if isinstance(dct_size, int) or len(dct_size) < stages:
-            raise ValueError(f'dct_size={dct_size} must give one grid for each of the {stages} stages, such as (56, 28, 14, 7)')
+        if not isinstance(dct_size, Sequence) or len(dct_size) < stages:
+            raise ValueError(f'dct_size={dct_size!r} must give one grid for each of the {stages} stages, such as (56, 28, 14, 7)')
         self.dct_size = tuple(dct_size)
         self.attention = dict(frequencies=frequencies, reduction=reduction, basis=basis, fold=fold)
         self.default_init = resnet_kwargs.get('init_cfg') is None and resnet_kwargs.get('pretrained') is None
-        super().__init__(depth=depth, **resnet_kwargs)
+        super().__init__(depth=whole_number('depth', depth), **resnet_kwargs)
 
     def make_res_layer(self, **kwargs: Any) -> nn.Module:
         """A stage of blocks that know their grid. mmdet calls this once per stage, in order."""

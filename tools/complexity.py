@@ -27,6 +27,7 @@ from mmengine.analysis.jit_handles import elementwise_flop_counter
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
+from preflight import check_out
 from torch import Tensor, nn
 
 from fca_mmdet import FcaBasicBlock, FcaBottleneck, FcaResNet, FcaResNeXtBottleneck, MultiSpectralAttention, SqueezeExcitation
@@ -158,6 +159,10 @@ def main() -> None:
         str(given) for given in arguments.configs if given.is_dir() and not any(given.rglob('*.py'))
     ]:
         parser.error(f'no config at {", ".join(missing)}')
+    if other := [str(path) for path in paths if 'model' not in Config.fromfile(path)]:
+        parser.error(f'no model in {", ".join(other)}')
+    if arguments.out:
+        check_out(arguments.out)
     MMLogger.get_instance('mmengine', log_level='ERROR')
     comparison = published_comparison()
     print(f'Backbones at 224 x 224: parameters, FLOPs\n\n{comparison}\n', flush=True)
@@ -165,7 +170,6 @@ def main() -> None:
     if paths:
         pages.append(f'## Configs: detectors at 800 x 1280, classifiers at 224 x 224\n\n{config_table(paths)}\n')
     if arguments.out:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
         arguments.out.write_text('\n'.join(pages))
 
 

@@ -10,6 +10,8 @@ stranger. What is written is the state dict alone.
 """
 
 import argparse
+import contextlib
+import io
 import re
 import sys
 from collections.abc import Mapping
@@ -101,10 +103,17 @@ def main() -> None:
         sys.exit(f'convert_checkpoint: {error}')
     print(report(before, after))
     if not arguments.dry_run:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
         part = arguments.out.with_name(arguments.out.name + '.part')
-        torch.save(after, part)
-        part.replace(arguments.out)
+        try:
+            arguments.out.parent.mkdir(parents=True, exist_ok=True)
+            whole = io.BytesIO()  # torch, given a file, does not say that the disk is full
+            torch.save(after, whole)
+            part.write_bytes(whole.getbuffer())
+            part.replace(arguments.out)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                part.unlink()
+            sys.exit(f'convert_checkpoint: {arguments.out} cannot be written ({error.strerror}): name another file with --out')
         print(f'wrote {arguments.out}')
 
 

@@ -18,8 +18,10 @@ from figures import draw_bases, draw_curves, draw_gates, draw_predictions, read_
 from make_shapes import make_shapes
 from mmengine.config import Config
 from mmengine.runner import Runner
+from preflight import check
 
 from fca_mmdet import MultiSpectralAttention
+from fca_mmdet.checkpoint import CheckpointError, refuse_pickled_code
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / 'configs' / 'small' / 'mask-rcnn_fca-r18_fpn_small-heads.py'
@@ -37,8 +39,8 @@ def read_classes(data: Path) -> list[str]:
         path = data / 'annotations' / f'{split}.json'
         try:
             content = json.loads(path.read_text())
-            # mmdet numbers classes in the order of the category ids.
-            classes[split] = [category['name'] for category in sorted(content['categories'], key=lambda category: category['id'])]
+            # mmdet numbers classes as the file lists them, whatever their ids.
+            classes[split] = [category['name'] for category in content['categories']]
             images, annotations = content['images'], content['annotations']
         except FileNotFoundError:
             sys.exit(f'{path} is missing: --data takes a folder with annotations/train.json, annotations/val.json and images/')
@@ -98,6 +100,7 @@ def run_job(data: Path, work_dir: Path, config: Path = CONFIG) -> dict:
     start = time.monotonic()
     work_dir.mkdir(parents=True, exist_ok=True)
     cfg = make_config(config, data, work_dir, read_classes(data))
+    check(cfg)
     checkpoint = work_dir / f'iter_{cfg.train_cfg.max_iters}.pth'
     if not checkpoint.exists():
         cfg.resume = True  # from the latest checkpoint in work_dir, if there is one
@@ -133,13 +136,19 @@ def main() -> None:
     parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/demo'), help='(default: %(default)s)')
     parser.add_argument('--config', type=Path, default=CONFIG, help='(default: %(default)s)')
     args = parser.parse_args()
+    if not args.config.is_file():
+        parser.error(f'no config at {args.config}')
     data = args.data
-    if data is None:
-        data = args.work_dir / 'shapes'
-        print(f'making textured shapes in {data}' if not data.exists() else f'using {data}', flush=True)
-        data.parent.mkdir(parents=True, exist_ok=True)
-        make_shapes(data)
-    run_job(data.resolve(), args.work_dir.resolve(), args.config)
+    refuse_pickled_code()
+    try:
+        if data is None:
+            data = args.work_dir / 'shapes'
+            print(f'making textured shapes in {data}' if not data.exists() else f'using {data}', flush=True)
+            data.parent.mkdir(parents=True, exist_ok=True)
+            make_shapes(data)
+        run_job(data.resolve(), args.work_dir.resolve(), args.config)
+    except (CheckpointError, OSError) as error:
+        sys.exit(f'demo: {error}')
 
 
 if __name__ == '__main__':

@@ -25,6 +25,7 @@ from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.runner.checkpoint import load_checkpoint
+from preflight import check_out
 from torch import Tensor, nn
 
 from fca_mmdet.checkpoint import CheckpointError, refuse_pickled_code
@@ -72,7 +73,6 @@ def export(features: Features, out: Path) -> onnx.ModelProto:
     """Write the ONNX file, whole or not at all, and check it."""
     example = torch.rand(EXPORTED)
     free = {0: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
-    out.parent.mkdir(parents=True, exist_ok=True)
     part = out.with_name(f'{out.name}.part')
     with torch.no_grad():
         levels = [f'level{index}' for index, _ in enumerate(features(example))]
@@ -115,6 +115,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if not arguments.config.is_file():
         parser.error(f'no config at {arguments.config}')
+    check_out(arguments.out)
     try:
         features = features_of(arguments.config, arguments.checkpoint)
     except (CheckpointError, FileNotFoundError) as error:

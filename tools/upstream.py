@@ -6,6 +6,7 @@ import runpy
 import sys
 from pathlib import Path
 
+import preflight
 from mmengine.config import Config
 from mmengine.device import get_device
 from torch import distributed
@@ -21,6 +22,7 @@ def run_upstream(script: str) -> None:
     found = importlib.util.find_spec(library)
     if found is None or found.origin is None:
         sys.exit(f"{configs[0]} is for {library}, which is not installed; mmpretrain comes with pip install '.[classification]'")
+    preflight.check_before(script, config)
     refuse_pickled_code()
     if get_device() == 'cpu' and _launcher() == 'pytorch':
         join_on_cpu(config)

@@ -22,6 +22,7 @@ from mmdet.apis import init_detector
 from mmdet.structures import DetDataSample
 from mmdet.utils import get_test_pipeline_cfg
 from mmdet.visualization import DetLocalVisualizer
+from preflight import check_out, image_size
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -132,6 +133,9 @@ def main() -> None:
     for path in (arguments.config, arguments.image):
         if not path.is_file():
             parser.error(f'there is no {path}')
+    if image_size(str(arguments.image), decode=True) is None:
+        parser.error(f'{arguments.image} cannot be decoded')
+    check_out(arguments.out)
     refuse_pickled_code()
     try:
         model = init_detector(str(arguments.config), str(arguments.checkpoint), device=arguments.device)
@@ -139,7 +143,6 @@ def main() -> None:
         sys.exit(f'visualize: {error}')
     if not any(isinstance(module, MultiSpectralAttention) for module in model.modules()):
         sys.exit(f'visualize: the model of {arguments.config} has no frequency channel attention')
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
     draw(model, arguments.image, arguments.out, arguments.score, arguments.top)
 
 
