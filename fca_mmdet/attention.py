@@ -7,8 +7,8 @@ Differs from the published code (https://github.com/cfzd/FcaNet): any input size
 state dict for ``basis='dct'``, the learnable variants train, and errors say what is wrong.
 """
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal, cast, get_args
 
 import torch
@@ -17,7 +17,7 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from .checkpoint import CheckpointError, describe_basis, full_basis, same_basis
-from .dct import cached_projection_maps, pooling_matrix, project, projection_maps
+from .dct import ValidPart, cached_projection_maps, pooling_matrix, project, projection_maps
 from .frequency import SPECTRUM, Frequencies, resolve_frequencies, whole_number
 
 Basis = Literal['dct', 'learned_dct', 'random', 'learned_random']
@@ -37,12 +37,13 @@ class ChannelBasis(nn.Module):
         else:
             self.register_buffer('weight', weight)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, valid: ValidPart | None = None) -> Tensor:
         """``[N, C, H, W]`` to ``[N, C]``."""
         h, w = self.weight.shape[1:]
-        rows = pooling_matrix(x.shape[2], h, x.device).to(x.dtype)
-        columns = pooling_matrix(x.shape[3], w, x.device).to(x.dtype)
-        pooled = rows @ x @ columns.T
+        heights, widths = (None, None) if valid is None else valid.sizes.unbind(1)
+        rows = pooling_matrix(x.shape[2], h, x.device, heights).to(x.dtype)
+        columns = pooling_matrix(x.shape[3], w, x.device, widths).to(x.dtype)
+        pooled = rows.unsqueeze(-3) @ x @ columns.unsqueeze(-3).mT
         return (pooled * self.weight.to(x.dtype)).sum((2, 3))
 
 
@@ -94,6 +95,7 @@ class MultiSpectralAttention(BaseModule):
         self.grid = _checked_grid(dct_size, frequencies)
         self.reduction = reduction = whole_number('reduction', reduction)
         self.basis = basis
+        self.valid: ValidPart | None = None  # a plugin is called with the feature map alone, so the backbone leaves the part here
         groups = len(self.frequencies)
         if in_channels < 1 or in_channels % groups:
             below = in_channels // groups * groups
@@ -151,14 +153,19 @@ class MultiSpectralAttention(BaseModule):
         x = x.to(torch.promote_types(x.dtype, torch.float32))
         with without_autocast(x.device.type):
             if self.basis != 'dct':
-                return self.dct_layer(x)
+                return self.dct_layer(x, self.valid)
             maps = self.projection_maps(x)
             if is_symbolic():
-                return (x.unflatten(1, (len(maps), -1)) * maps[:, None]).sum((3, 4)).flatten(1)  # the compiler's to arrange
+                return (x.unflatten(1, (maps.shape[-3], -1)) * maps.unsqueeze(-3)).sum((3, 4)).flatten(1)  # the compiler's to arrange
             return project(x, maps)
 
     def projection_maps(self, x: Tensor) -> Tensor:
-        """The map of each frequency for the size, dtype and device of ``x``: ``[N, *, H, W]`` to ``[F, H, W]``. Not to be written to."""
+        """The map of each frequency for the size, dtype and device of ``x``, ``[N, *, H, W]``. Not to be written to.
+
+        ``[F, H, W]``, or ``[N, F, H, W]`` where a valid part is set.
+        """
+        if self.valid is not None:
+            return self.valid.projection_maps(self.frequencies, self.grid, x)
         height, width = x.shape[2:]
         if is_symbolic():
             return projection_maps(self.frequencies, self.grid, height, width, x.device).to(x.dtype)
@@ -168,6 +175,23 @@ class MultiSpectralAttention(BaseModule):
         """Gates in (0, 1) from the frequency vector, ``[N, C]`` to ``[N, C]``, in the dtype of the weights, autocast or not."""
         with without_autocast(freq.device.type):
             return self.fc(freq.to(cast(nn.Linear, self.fc[0]).weight.dtype))
+
+    @contextmanager
+    def within(self, valid: ValidPart | None) -> Iterator[None]:
+        """Squeeze only the valid part of feature maps, until the context ends; ``None`` for all of them.
+
+        Example:
+            >>> attention, x = MultiSpectralAttention(64), torch.rand(1, 64, 9, 12)
+            >>> with attention.within(ValidPart(torch.tensor([[5, 8]]))):
+            ...     gated = attention(x)
+            >>> torch.allclose(gated[..., :5, :8], attention(x[..., :5, :8]))
+            True
+        """
+        before, self.valid = self.valid, valid
+        try:
+            yield
+        finally:
+            self.valid = before
 
     def forward(self, x: Tensor) -> Tensor:
         """Scale each channel of ``[N, C, H, W]`` by its gate."""

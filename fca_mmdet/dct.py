@@ -46,24 +46,33 @@ def dct_basis(indices: Sequence[int], length: int, device: torch.device | None =
     return norm * torch.cos(math.pi / length * u * (x + 0.5))
 
 
-def pooling_matrix(size: int, cells: int, device: torch.device | None = None) -> Tensor:
+def pooling_matrix(size: int, cells: int, device: torch.device | None = None, valid: Tensor | None = None) -> Tensor:
     """Adaptive average pooling along one axis as a matrix.
 
     Cell i averages the entries from floor(i size / cells) up to, not including, ceil((i + 1) size / cells). ``size`` may be smaller
     than ``cells`` and may be symbolic: the matrix is a comparison of two index ranges.
 
+    Args:
+        size: the number of entries.
+        cells: the number of cells.
+        valid: ``[N]``, integers from 1 to ``size``: in image n only the first ``valid[n]`` entries are pooled, as if there were no more.
+
     Returns:
-        ``[cells, size]``, float64, rows summing to 1.
+        ``[cells, size]``, or ``[N, cells, size]`` with ``valid``; float64, rows summing to 1.
 
     Example:
         >>> pooling_matrix(3, 2)
         tensor([[0.5000, 0.5000, 0.0000],
                 [0.0000, 0.5000, 0.5000]], dtype=torch.float64)
+        >>> pooling_matrix(3, 2, valid=torch.tensor([1]))
+        tensor([[[1., 0., 0.],
+                 [1., 0., 0.]]], dtype=torch.float64)
     """
+    pooled = size if valid is None else valid[:, None, None]
     cell = torch.arange(cells, device=device)[:, None]
     entry = torch.arange(size, device=device)
-    start = cell * size // cells
-    end = ((cell + 1) * size + cells - 1) // cells
+    start = cell * pooled // cells
+    end = ((cell + 1) * pooled + cells - 1) // cells
     return ((entry >= start) & (entry < end)).double() / (end - start)
 
 
@@ -77,12 +86,23 @@ def grid_indices(frequencies: Sequence[Frequency], grid: tuple[int, int]) -> tup
 
 
 def projection_maps(
-    frequencies: Sequence[Frequency], grid: tuple[int, int], height: int, width: int, device: torch.device | None = None
+    frequencies: Sequence[Frequency],
+    grid: tuple[int, int],
+    height: int,
+    width: int,
+    device: torch.device | None = None,
+    valid: Tensor | None = None,
 ) -> Tensor:
     """One map per frequency: its inner product with a channel is the DCT component of that channel pooled to ``grid``.
 
+    Args:
+        frequencies: (u, v) pairs.
+        grid: its (height, width) in cells.
+        height, width: of the feature map.
+        valid: ``[N, 2]``, the height and width of each image's own part, at the top left: the rest is left out of the pooling.
+
     Returns:
-        ``[F, height, width]``, float64.
+        ``[F, height, width]``, or ``[N, F, height, width]`` with ``valid``; float64.
 
     Example:
         >>> projection_maps([Frequency(0, 0)], (7, 7), 2, 2)  # global average times sqrt(7 * 7)
@@ -90,9 +110,45 @@ def projection_maps(
                  [1.7500, 1.7500]]], dtype=torch.float64)
     """
     u, v = grid_indices(frequencies, grid)
-    rows = dct_basis(u, grid[0], device) @ pooling_matrix(height, grid[0], device)
-    columns = dct_basis(v, grid[1], device) @ pooling_matrix(width, grid[1], device)
-    return rows[:, :, None] * columns[:, None, :]
+    heights, widths = (None, None) if valid is None else valid.unbind(1)
+    rows = dct_basis(u, grid[0], device) @ pooling_matrix(height, grid[0], device, heights)
+    columns = dct_basis(v, grid[1], device) @ pooling_matrix(width, grid[1], device, widths)
+    return rows[..., :, None] * columns[..., None, :]
+
+
+class ValidPart:
+    """The part at the top left of each feature map that is the image's own, not its batch's padding, and the maps that project it.
+
+    The maps are made once for all the blocks that share the part.
+
+    Args:
+        sizes: ``[N, 2]``, integers: the height and width of each part, at least 1.
+
+    Example:
+        >>> part = ValidPart(torch.tensor([[2, 1]]))
+        >>> part.projection_maps((Frequency(0, 0),), (7, 7), torch.rand(1, 8, 2, 2))
+        tensor([[[[3.5000, 0.0000],
+                  [3.5000, 0.0000]]]])
+    """
+
+    def __init__(self, sizes: Tensor):
+        self.sizes = sizes
+        self._maps: dict[tuple, Tensor] = {}
+
+    def projection_maps(self, frequencies: tuple[Frequency, ...], grid: tuple[int, int], x: Tensor) -> Tensor:
+        """``projection_maps`` for the size, dtype and device of ``x``, ``[N, F, H, W]``. Not to be written to.
+
+        Raises:
+            ValueError: the part was not made for as many images.
+        """
+        if len(x) != len(self.sizes):
+            raise ValueError(f'{len(self.sizes)} sizes of valid parts were given for {len(x)} images: give one (height, width) for each')
+        height, width = x.shape[2:]
+        key = (frequencies, grid, height, width, x.dtype)
+        if key not in self._maps:
+            with torch.inference_mode(False), torch.no_grad():
+                self._maps[key] = projection_maps(frequencies, grid, height, width, x.device, self.sizes).to(x.dtype)
+        return self._maps[key]
 
 
 @lru_cache(maxsize=CACHED_MAPS)
@@ -112,14 +168,14 @@ def cached_projection_maps(
 
 def _inner_products(x: Tensor, maps: Tensor) -> Tensor:
     """``project`` without a gradient."""
-    vectors = maps.flatten(1)[:, None]
+    vectors = maps.flatten(-2)[..., None, :]
     # A view in both memory formats: [N, F, H W, P]. The map on the left of the product is what runs at the speed of memory.
-    channels = x.unflatten(1, (len(maps), -1)).flatten(3).transpose(2, 3)
+    channels = x.unflatten(1, (maps.shape[-3], -1)).flatten(3).transpose(2, 3)
     if len(x) == 1:
-        return torch.bmm(vectors, channels[0]).view(1, -1)
+        return torch.bmm(vectors.view(-1, *vectors.shape[-2:]), channels[0]).view(1, -1)
     if x.is_cuda or not len(x):
         return torch.matmul(vectors, channels).flatten(1)
-    return torch.stack([torch.bmm(vectors, image).flatten() for image in channels])
+    return torch.stack([torch.bmm(one, image).flatten() for one, image in zip(vectors.expand(len(x), -1, -1, -1), channels, strict=True)])
 
 
 class _Project(torch.autograd.Function):
@@ -138,11 +194,11 @@ class _Project(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
         (maps,) = ctx.saved_tensors
-        grad = grad.unflatten(1, (len(maps), -1))
+        grad = grad.unflatten(1, (maps.shape[-3], -1))
         if ctx.channels_last:
-            pixels = maps.permute(1, 2, 0).contiguous()[..., None] * grad[:, None, None]  # the product takes its layout from the maps
+            pixels = maps.movedim(-3, -1).contiguous()[..., None] * grad[:, None, None]  # the product takes its layout from the maps
             return pixels.flatten(3).permute(0, 3, 1, 2), None
-        return (grad[..., None, None] * maps[:, None]).flatten(1, 2), None
+        return (grad[..., None, None] * maps[..., None, :, :]).flatten(1, 2), None
 
 
 def project(x: Tensor, maps: Tensor) -> Tensor:
@@ -150,7 +206,7 @@ def project(x: Tensor, maps: Tensor) -> Tensor:
 
     Args:
         x: ``[N, C, H, W]``, contiguous or channels_last (other strides are copied).
-        maps: ``[F, H, W]`` in x's dtype, without gradient; F divides C.
+        maps: ``[F, H, W]``, or ``[N, F, H, W]`` where each image has its own, in x's dtype, without gradient; F divides C.
 
     Returns:
         ``[N, C]``.

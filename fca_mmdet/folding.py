@@ -26,7 +26,6 @@ from collections.abc import Iterator
 from typing import cast
 
 import torch
-import torch.utils.checkpoint
 from mmdet.models.backbones.resnet import BasicBlock, Bottleneck
 from mmengine.model.efficient_conv_bn_eval import efficient_conv_bn_eval_forward
 from torch import Tensor, nn
@@ -99,10 +98,7 @@ def run_folded(block: BasicBlock | Bottleneck, x: Tensor) -> Tensor:
         >>> torch.allclose(folded, block(x), atol=1e-6)
         True
     """
-    run = _run_bottleneck if isinstance(block, Bottleneck) else _run_basic_block
-    if block.with_cp and x.requires_grad:
-        return torch.utils.checkpoint.checkpoint(run, block, x, use_reentrant=False)
-    return run(block, x)
+    return _run_bottleneck(block, x) if isinstance(block, Bottleneck) else _run_basic_block(block, x)
 
 
 def _run_basic_block(block: BasicBlock, x: Tensor) -> Tensor:
@@ -166,11 +162,11 @@ def gate_from_input(attention: MultiSpectralAttention, z: Tensor, weight: Tensor
     """
     with without_autocast(z.device.type):
         z = z.to(torch.promote_types(z.dtype, torch.float32))
-        maps = attention.projection_maps(z).flatten(1)
+        maps = attention.projection_maps(z).flatten(-2)
         projected = maps @ z.flatten(2).transpose(1, 2)  # [N, F, P]
         groups, dtype = (len(attention.frequencies), -1), z.dtype
         freq = torch.einsum('fcp,nfp->nfc', weight.to(dtype).unflatten(0, groups), projected)
-        freq = freq + shift.to(dtype).unflatten(0, groups) * maps.sum(1, keepdim=True)
+        freq = freq + shift.to(dtype).unflatten(0, groups) * maps.sum(-1, keepdim=True)
         return attention.excite(freq.flatten(1))
 
 

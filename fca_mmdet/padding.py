@@ -1,4 +1,4 @@
-"""The padding of FcaNet's published detectors: every image on a canvas of one size, turned with the image.
+"""What batching adds to images: to find it, and to add what FcaNet's published detectors were trained with.
 
 Channel attention pools over padding, so weights see another input distribution under another padding
 (FcaNet, ICCV 2021, https://arxiv.org/abs/2012.11879; published detection code at https://github.com/cfzd/FcaNet).
@@ -6,11 +6,36 @@ Channel attention pools over padding, so weights see another input distribution 
 
 from typing import Any
 
+import torch
 from mmdet.models.data_preprocessors import DetDataPreprocessor
 from mmdet.registry import MODELS
+from torch import Tensor
 from torch.nn import functional as F
 
 from .frequency import whole_number
+
+
+def unpadded_sizes(images: Tensor) -> Tensor:
+    """The height and width of each image of a batch without the zeros that were added on the right and below.
+
+    mmdet's data preprocessor pads after it normalises, and a pixel of an 8-bit image is never exactly the mean of ImageNet: what is zero
+    in every channel of a whole last row or column is padding. With another mean it may be the image's own border; the size is a
+    function of the image alone all the same.
+
+    Args:
+        images: ``[N, C, H, W]``.
+
+    Returns:
+        ``[N, 2]``, integers, at least 1.
+
+    Example:
+        >>> unpadded_sizes(F.pad(torch.ones(1, 3, 5, 4), (0, 6, 0, 2)))
+        tensor([[5, 4]])
+    """
+    occupied = (images != 0).any(1)
+    # Counted from 1 at the last row or column that is not empty; no index of it is asked for, so sizes may be symbols.
+    ends = [occupied.any(axis) * torch.arange(1, images.shape[4 - axis] + 1, device=images.device) for axis in (2, 1)]
+    return torch.stack([end.amax(1).clamp(min=1) for end in ends], 1)
 
 
 @MODELS.register_module()

@@ -23,8 +23,24 @@ from torch import Tensor, nn
 
 from .attention import Basis, MultiSpectralAttention
 from .checkpoint import adopt_backbone, check_architecture, checkpoints_as_data
+from .dct import ValidPart
 from .folding import foldable, run_folded
 from .frequency import Frequencies, whole_number
+from .padding import unpadded_sizes
+
+
+def _recomputed(block: 'FcaBasicBlock | _AttendedBottleneck', x: Tensor) -> Tensor:
+    """The block's forward, computed again in the backward pass rather than kept; within the same valid part as now."""
+
+    def run(x: Tensor, valid: ValidPart | None) -> Tensor:
+        block.with_cp = False
+        try:
+            with block.att.within(valid):
+                return block.forward(x)
+        finally:
+            block.with_cp = True
+
+    return torch.utils.checkpoint.checkpoint(run, x, block.att.valid, use_reentrant=False)
 
 
 class FcaBasicBlock(BasicBlock):
@@ -57,19 +73,16 @@ class FcaBasicBlock(BasicBlock):
         self.fold = fold
         self.att = MultiSpectralAttention(planes * self.expansion, dct_size, frequencies, reduction, basis)
 
-    def _sum(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
+        """``[N, inplanes, H, W]`` to ``[N, planes, H / stride, W / stride]``. mmdet's BasicBlock has no plugin slot to use here."""
+        if self.with_cp and x.requires_grad:
+            return _recomputed(self, x)
+        if self.fold and x.dim() == 4 and foldable(self):
+            return run_folded(self, x)
         out = self.relu(self.norm1(self.conv1(x)))
         out = self.att(self.norm2(self.conv2(out)))
         out += x if self.downsample is None else self.downsample(x)
-        return out
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``[N, inplanes, H, W]`` to ``[N, planes, H / stride, W / stride]``. mmdet's BasicBlock has no plugin slot to use here."""
-        if self.fold and x.dim() == 4 and foldable(self):
-            return run_folded(self, x)
-        if self.with_cp and x.requires_grad:
-            return self.relu(torch.utils.checkpoint.checkpoint(self._sum, x, use_reentrant=False))
-        return self.relu(self._sum(x))
+        return self.relu(out)
 
 
 class _AttendedBottleneck(Bottleneck):
@@ -94,6 +107,8 @@ class _AttendedBottleneck(Bottleneck):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[N, inplanes, H, W]`` to ``[N, 4 planes, H / stride, W / stride]``."""
+        if self.with_cp and x.requires_grad:
+            return _recomputed(self, x)
         return run_folded(self, x) if self.fold and x.dim() == 4 and foldable(self) else super().forward(x)
 
 
@@ -135,6 +150,9 @@ class FcaResNet(ResNet):
         basis: ``dct``, or a variant of the paper's ablation.
         fold: run each block folded (``fca_mmdet/folding.py``: the same function, faster and with less memory) wherever that is exact,
             as with frozen statistics; ``False`` always runs the readable path.
+        ignore_padding: let the attention pool over each image's own part of a feature map. mmdet's data preprocessor pads an image with
+            zeros to the size of the batch, so that without this an image's gates depend on its companions. Published weights were
+            trained without.
         resnet_kwargs: everything that mmdet's ResNet takes: ``frozen_stages``, ``norm_eval``, ``plugins``, ``dcn``, ``with_cp``,
             ``deep_stem``, ``out_indices``, ``init_cfg``, ...
 
@@ -160,12 +178,14 @@ class FcaResNet(ResNet):
         reduction: int = 16,
         basis: Basis = 'dct',
         fold: bool = True,
+        ignore_padding: bool = False,
         **resnet_kwargs: Any,
     ):
         stages = min(resnet_kwargs.get('num_stages', 4), 4)  # mmdet refuses more than 4
         if not isinstance(dct_size, Sequence) or len(dct_size) < stages:
             raise ValueError(f'dct_size={dct_size!r} must give one grid for each of the {stages} stages, such as (56, 28, 14, 7)')
         self.dct_size = tuple(dct_size)
+        self.ignore_padding = ignore_padding
         self.attention = dict(frequencies=frequencies, reduction=reduction, basis=basis, fold=fold)
         self.default_init = resnet_kwargs.get('init_cfg') is None and resnet_kwargs.get('pretrained') is None
         super().__init__(depth=whole_number('depth', depth), **resnet_kwargs)
@@ -177,6 +197,24 @@ class FcaResNet(ResNet):
             last = 'norm3' if issubclass(self.block, Bottleneck) else 'norm2'
             kwargs['init_cfg'] = dict(type='Constant', val=0, override=dict(name=last))
         return super().make_res_layer(dct_size=self.dct_size[len(self.res_layers)], **self.attention, **kwargs)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """``[N, 3, H, W]`` to the feature maps of the stages in ``out_indices``."""
+        if not self.ignore_padding:
+            return super().forward(x)
+        sizes, stride = unpadded_sizes(x), 4  # of the stem
+        blocks = []
+        for name, stage_stride in zip(self.res_layers, self.strides, strict=False):
+            stride *= stage_stride
+            part = ValidPart((sizes + stride - 1) // stride)  # each of the strides rounds up, and so does their product
+            for block in getattr(self, name):
+                block.att.valid = part
+                blocks.append(block)
+        try:
+            return super().forward(x)
+        finally:
+            for block in blocks:
+                block.att.valid = None
 
     def init_weights(self) -> None:
         """Initialise as ``init_cfg`` says. A pretrained checkpoint is read as data: nothing in it runs.

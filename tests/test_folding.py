@@ -119,7 +119,7 @@ def test_outputs_and_gradients_are_those_of_the_readable_path(name, memory_forma
             assert largest_error(evaluate(block, x), expected) < tolerance
             with torch.inference_mode():
                 out = block(x)
-        assert calls == [block, block]
+        assert set(calls) == {block}
         assert largest_error([out], expected[:1]) < TOLERANCE[dtype]
         assert out.is_contiguous(memory_format=memory_format)
 
