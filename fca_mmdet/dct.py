@@ -141,10 +141,10 @@ class ValidPart:
         Raises:
             ValueError: the part was not made for as many images.
         """
-        if len(x) != len(self.sizes):
+        if x.shape[0] != self.sizes.shape[0]:
             raise ValueError(f'{len(self.sizes)} sizes of valid parts were given for {len(x)} images: give one (height, width) for each')
         height, width = x.shape[2:]
-        key = (frequencies, grid, height, width, x.dtype)
+        key = (frequencies, grid, x.dtype)  # without the size, which is one for all feature maps of the part and may be symbolic
         if key not in self._maps:
             with torch.inference_mode(False), torch.no_grad():
                 self._maps[key] = projection_maps(frequencies, grid, height, width, x.device, self.sizes).to(x.dtype)

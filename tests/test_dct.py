@@ -32,6 +32,12 @@ def test_pooling_matrix_pools_as_torch_does(size, cells):
     torch.testing.assert_close(x @ pooling_matrix(size, cells).T, F.adaptive_avg_pool1d(x, cells), rtol=0, atol=1e-14)
 
 
+def test_pooling_a_valid_part_is_pooling_it_alone():
+    pooled = pooling_matrix(9, 7, valid=torch.arange(1, 10))
+    for size, matrix in enumerate(pooled, 1):
+        torch.testing.assert_close(matrix, F.pad(pooling_matrix(size, 7), (0, 9 - size)), rtol=0, atol=0)
+
+
 @pytest.mark.parametrize('size', SIZES)
 @pytest.mark.parametrize('grid', [(7, 7), (14, 7)])
 def test_maps_are_the_dct_of_the_pooled_channel(size, grid):
