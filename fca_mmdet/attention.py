@@ -15,6 +15,7 @@ import torch
 from mmdet.registry import MODELS
 from mmengine.model import BaseModule
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from .checkpoint import CheckpointError, describe_basis, full_basis, same_basis
 from .dct import ValidPart, cached_projection_maps, pooling_matrix, project, projection_maps
@@ -172,9 +173,15 @@ class MultiSpectralAttention(BaseModule):
         return cached_projection_maps(self.frequencies, self.grid, height, width, x.dtype, x.device)
 
     def excite(self, freq: Tensor) -> Tensor:
-        """Gates in (0, 1) from the frequency vector, ``[N, C]`` to ``[N, C]``, in the dtype of the weights, autocast or not."""
+        """Gates in (0, 1) from the frequency vector, ``[N, C]`` to ``[N, C]``, in float32 at least, autocast or not."""
+        reduce, expand = (cast(nn.Linear, self.fc[index]).weight for index in (0, 2))
+        precise = torch.promote_types(reduce.dtype, torch.float32)
         with without_autocast(freq.device.type):
-            return self.fc(freq.to(cast(nn.Linear, self.fc[0]).weight.dtype))
+            if reduce.dtype == precise:
+                return self.fc(freq.to(precise))
+            # With weights of half precision: a frequency vector that overflows float16 is no sign that its gates would.
+            hidden = F.relu(F.linear(freq.to(precise), reduce.to(precise)))
+            return F.linear(hidden, expand.to(precise)).sigmoid()
 
     @contextmanager
     def within(self, valid: ValidPart | None) -> Iterator[None]:

@@ -100,6 +100,13 @@ def test_half_precision_does_not_overflow_where_a_mean_would_not():
         assert attention(x).isfinite().all()
 
 
+def test_weights_of_half_precision_do_not_overflow_either():
+    attention = named_attention(32, 56, 'top1')
+    x = torch.full((1, 32, 8, 8), 3e4, dtype=torch.float16)
+    expected = attention(x.float())
+    assert relative_error(attention.half()(x).detach().float(), expected.detach()) < 1e-3
+
+
 def test_one_frequency_is_squeeze_and_excitation():
     """An example to check by hand: top1 squeezes with the mean times sqrt(7 * 7)."""
     attention = named_attention(8, 7, 'top1')

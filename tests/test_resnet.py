@@ -185,3 +185,28 @@ def test_copies_pickles_and_registry():
 def test_constructor_errors(arguments, error, message):
     with pytest.raises(error, match=message):
         FcaResNet(**arguments)
+
+
+def survives(backbone: nn.Module, exponent: int, dtype: torch.dtype, autocast: bool) -> bool:
+    """Whether the features of an input of that magnitude are finite."""
+    x = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(1)).double().mul(2.0**exponent).to(dtype)
+    with torch.no_grad(), torch.autocast('cpu', dtype, enabled=autocast):
+        return all(bool(out.isfinite().all()) for out in backbone(x.float() if autocast else x))
+
+
+@pytest.mark.parametrize('fold', [True, False])
+@pytest.mark.parametrize('autocast', [True, False], ids=['autocast', 'half weights'])
+@pytest.mark.parametrize(('dtype', 'largest', 'short'), [(torch.float16, 15, 0), (torch.bfloat16, 127, 4)])
+@pytest.mark.parametrize('depth', [18, 50])
+def test_half_precision_survives_what_the_plain_resnet_does(depth, dtype, largest, short, autocast, fold):
+    """To the last power of two in float16; bfloat16 reaches so far that float32's own range ends the squeeze up to four below."""
+    torch.manual_seed(0)
+    plain = frozen(ResNet(depth, base_channels=16, stem_channels=16))
+    backbone = FcaResNet(depth, base_channels=16, stem_channels=16, fold=fold)
+    backbone.load_state_dict(plain.state_dict(), strict=False)
+    frozen(backbone)
+    if not autocast:
+        plain.to(dtype), backbone.to(dtype)
+    limit = max(exponent for exponent in range(largest - 6, largest + 1) if survives(plain, exponent, dtype, autocast))
+    assert limit > largest - 6
+    assert all(survives(backbone, exponent, dtype, autocast) for exponent in (0, largest // 2, limit - short - 1, limit - short))
