@@ -31,7 +31,7 @@ LAYERS = {
 
 def attention(path: Path) -> str | None:
     """What a detector's config is named after: ``se`` of ``mask-rcnn_se-r50_fpn_1x_coco``."""
-    return match[1] if (match := re.search(r'_(\w+)-r\d+_', path.stem)) else None
+    return match[1] if (match := re.search(r'_(\w+)-r\d+', path.stem)) else None
 
 
 def build(path: Path):
@@ -82,6 +82,7 @@ STEPPED = [
     'mask_rcnn/mask-rcnn_gc-r50_fpn_paper_coco',
     'ablation/faster-rcnn_fca-r50_fpn_1x_coco_learned-random',
     'small/mask-rcnn_fca-r18_fpn_small-heads',
+    'small/mask-rcnn_fca-r50-thin_fpn_ignore-padding_small-heads',
 ]
 
 
@@ -109,10 +110,10 @@ def test_an_ablation_changes_one_thing(path):
     base = Config.fromfile(path.with_name('faster-rcnn_fca-r50_fpn_1x_coco_top16.py')).to_dict()
     changed = differences(Config.fromfile(path).to_dict(), base)
     assert len(changed) == (0 if path.stem.endswith('_top16') else 1)
-    assert all(name.split('.')[-1] in ('frequencies', 'basis', 'dct_size') for name in changed)
+    assert all(name.split('.')[-1] in ('frequencies', 'basis', 'dct_size', 'ignore_padding') for name in changed)
     cfg = Config.fromfile(path).model.backbone
     layer = MODELS.build({**cfg, 'init_cfg': None, '_scope_': 'mmdet'}).layer2[0].att
-    assert re.search(f'_(top|low|bot){len(layer.frequencies)}$|_{layer.basis.replace("_", "-")}$|_grid', path.stem)
+    assert re.search(f'_(top|low|bot){len(layer.frequencies)}$|_{layer.basis.replace("_", "-")}$|_grid|_ignore', path.stem)
 
 
 @pytest.mark.parametrize('path', STOCK, ids=lambda path: path.stem)
