@@ -1,13 +1,14 @@
-# STACK=onedl (default) or openmmlab: the distribution of mmdet. PYTHON: the interpreter that the environment is made from.
+# STACK=onedl (default) or openmmlab: the distribution of mmdet. PYTHON: the interpreter that the environment is made from. TORCH: a version.
 STACK ?= onedl
 PYTHON ?= python3
+TORCH ?= 2.13.0
 WORK_DIR ?= work_dirs/demo
 RUN := .venv/$(STACK)/bin/python
 
 .PHONY: environment demo test test-slow
 
 environment:
-	$(PYTHON) tools/environment/prepare.py --stack $(STACK)
+	$(PYTHON) tools/environment/prepare.py --stack $(STACK) --torch $(TORCH)
 
 # DATA: a COCO-format folder (annotations/train.json, annotations/val.json, images/); without it, textured shapes are made.
 demo: environment

@@ -5,6 +5,7 @@ from collections import namedtuple
 
 import prepare
 import pytest
+import yaml
 
 Usage = namedtuple('Usage', 'total used free')
 
@@ -60,3 +61,14 @@ def test_a_failing_step_shows_its_output(capsys):
     with pytest.raises(SystemExit, match=r'environment: the step failed \(the end of its output is above\): sh'):
         prepare.run(['sh', '-c', 'echo the reason; exit 3'], 'the step')
     assert 'the reason' in capsys.readouterr().out
+
+
+def test_the_matrix_names_what_the_set_up_takes():
+    workflow = yaml.safe_load((prepare.ROOT / '.github' / 'workflows' / 'test.yml').read_text())
+    rows = workflow['jobs']['test']['strategy']['matrix']['include']
+    for row in rows:
+        assert tuple(map(int, row['python'].split('.'))) >= prepare.OLDEST_PYTHON
+        assert row['stack'] in prepare.STACKS
+        assert tuple(map(int, row['torch'].split('.'))) >= (2, 6, 0)  # setup.py's
+    tested = '.'.join(map(str, prepare.TESTED_PYTHON))
+    assert all(dict(python=tested, torch=prepare.TESTED_TORCH, stack=stack) in rows for stack in prepare.STACKS)

@@ -1,4 +1,4 @@
-# A plain ResNet-50 of a quarter of the width in the small Mask R-CNN, on images of random sizes: what the attentions are compared with here.
+# A plain ResNet-50 of a quarter of the width in the small Mask R-CNN, on images of random sizes: what attentions are compared with here.
 _base_ = './mask-rcnn_fca-r18_fpn_small-heads.py'
 
 model = dict(

@@ -1,6 +1,6 @@
 """Prepare a virtual environment with torch, one distribution of mmdet with compiled ops, and this package.
 
-    python3 tools/environment/prepare.py [--stack onedl|openmmlab] [--venv DIR]
+    python3 tools/environment/prepare.py [--stack onedl|openmmlab] [--torch VERSION] [--venv DIR]
 
 mmcv's ops are compiled against the installed torch: about 8 minutes on two cores, once for each version of torch, since the wheel is
 kept in the user's cache. A finished environment is recognised and left as it is. Needs the standard library alone.
@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-TORCH = 'torch==2.13.0'
+TESTED_TORCH = '2.13.0'
 # mmcv's set-up imports pkg_resources, which setuptools 81 removed; psutil and ninja drive its parallel compilation.
 BUILD_TOOLS = ['pip', 'setuptools<81', 'wheel', 'ninja', 'psutil']
 # What each extra of setup.py leaves open is pinned here to what the tests ran with.
@@ -42,7 +42,7 @@ STACKS: dict[str, dict[str, list[str]]] = {
 }
 # mmpretrain imports it and mmdet does not. Beside a CPU build of torch it cannot be imported, and then mmengine does not start: it gets a
 # folder of its own, for who puts that on PYTHONPATH.
-TORCHVISION = 'torchvision==0.28.0'
+TORCHVISION_MINOR = 15  # torchvision 0.(minor + 15).patch is made for torch 2.minor.patch
 OLDEST_PYTHON = (3, 10)
 TESTED_PYTHON = (3, 11)
 DISK_GIB, MEMORY_GIB_PER_JOB = 4, 2
@@ -144,13 +144,13 @@ def build_ops(python: str, requirement: str, tag: str) -> Path:
     return kept_wheel
 
 
-def prepare(stack: str, venv: Path) -> None:
-    """Create or complete ``venv``; does nothing if it is complete."""
+def prepare(stack: str, venv: Path, torch: str = TESTED_TORCH) -> None:
+    """Create or complete ``venv`` with that version of torch; does nothing if it is complete."""
     pins = STACKS[stack]
     stamp = venv / 'prepared'
     constraints = Path(__file__).with_name(f'{stack}.txt')
     sources = [Path(__file__), constraints, ROOT / 'setup.py']
-    wanted = hashlib.sha256(b''.join(path.read_bytes() for path in sources) + str(ROOT).encode()).hexdigest()
+    wanted = hashlib.sha256(b''.join(path.read_bytes() for path in sources) + f'{ROOT} {torch}'.encode()).hexdigest()
     python = str(venv / ('Scripts/python.exe' if os.name == 'nt' else 'bin/python'))
     if stamp.exists() and stamp.read_text() == wanted:
         print(f'environment: {venv} is ready')
@@ -161,7 +161,7 @@ def prepare(stack: str, venv: Path) -> None:
     # The constraints are what the tests ran with; another Python may need other versions.
     pip = [python, '-m', 'pip', 'install', '--quiet', *(['-c', str(constraints)] if sys.version_info[:2] == TESTED_PYTHON else [])]
     run([*pip, '--upgrade', *BUILD_TOOLS], 'installing the build tools')
-    run([*pip, TORCH], f'installing {TORCH} (200 MB without CUDA, some GB with it)')
+    run([*pip, f'torch=={torch}'], f'installing torch {torch} (200 MB without CUDA, some GB with it)')
     version = subprocess.run([python, '-c', 'import torch; print(torch.__version__)'], capture_output=True, text=True, check=True)
     run([*pip, *pins['engine']], f'installing {pins["engine"][0]}')
     tag = f'torch-{version.stdout.strip()}-{sys.implementation.cache_tag}-{platform.machine()}'
@@ -170,7 +170,9 @@ def prepare(stack: str, venv: Path) -> None:
     for purpose in ('classification', 'segmentation'):
         run([*pip, *pins[purpose]], f'installing {pins[purpose][0]}')
     beside = ['--no-deps', '--upgrade', '--target', str(venv / 'torchvision')]
-    run([python, '-m', 'pip', 'install', '--quiet', *beside, TORCHVISION], f'installing {TORCHVISION} beside the environment')
+    _, minor, patch = torch.split('.')
+    torchvision = f'torchvision==0.{int(minor) + TORCHVISION_MINOR}.{patch}'
+    run([python, '-m', 'pip', 'install', '--quiet', *beside, torchvision], f'installing {torchvision} beside the environment')
     run([*pip, '--no-build-isolation', '-e', f'{ROOT}[onnx,test]'], 'installing fca_mmdet and the test tools')
     stamp.write_text(wanted)
     print(f'environment: {venv} is ready')
@@ -180,9 +182,10 @@ def main() -> None:
     """Parse the command line and prepare the environment."""
     parser = argparse.ArgumentParser(description='Prepare a virtual environment for fca_mmdet.')
     parser.add_argument('--stack', choices=STACKS, default='onedl', help='the distribution of mmdet (default: %(default)s)')
+    parser.add_argument('--torch', default=TESTED_TORCH, help='its version (default: %(default)s)')
     parser.add_argument('--venv', type=Path, help='where to put it (default: .venv/STACK in the checkout)')
     args = parser.parse_args()
-    prepare(args.stack, (args.venv or ROOT / '.venv' / args.stack).absolute())
+    prepare(args.stack, (args.venv or ROOT / '.venv' / args.stack).absolute(), args.torch)
 
 
 if __name__ == '__main__':
