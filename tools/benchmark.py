@@ -59,6 +59,9 @@ BACKBONES: dict[str, Callable[..., ResNet]] = {
 }
 """What is compared, ResNet first: the ratios are to it."""
 
+ON_REQUEST: dict[str, Callable[..., ResNet]] = {'+ FCA, ignoring padding': partial(FcaResNet, ignore_padding=True)}
+"""What ``--backbones`` also takes."""
+
 UNITS = {'inference': (1e3, 'ms'), 'training': (1e3, 'ms'), 'saved': (2**-20, 'MiB'), 'peak': (2**-20, 'MiB')}
 """What a figure, in seconds or bytes, is shown in."""
 
@@ -103,7 +106,7 @@ class Subject:
         MMLogger.get_instance('mmengine', log_level='ERROR')
         self.setting, self.device = setting, torch.device(setting.device)
         memory_format = torch.channels_last if setting.channels_last else torch.contiguous_format
-        self.model: nn.Module = BACKBONES[name](depth=setting.depth, frozen_stages=1, norm_eval=True)
+        self.model: nn.Module = (BACKBONES | ON_REQUEST)[name](depth=setting.depth, frozen_stages=1, norm_eval=True)
         for module in self.model.modules():
             if isinstance(module, nn.BatchNorm2d):
                 nn.init.uniform_(module.weight, 0.1, 0.5)
@@ -487,14 +490,15 @@ def main() -> None:
     parser.add_argument('--threads', type=int, default=torch.get_num_threads())
     parser.add_argument('--keep-pages', action='store_true', help='tell glibc to keep what is freed (MALLOC_MMAP_MAX_=0, no trimming)')
     parser.add_argument('--repeats', type=int, default=9)
-    parser.add_argument('--backbones', nargs='+', choices=BACKBONES, help='what to compare with ResNet; all that the depth allows')
+    everything = [*BACKBONES, *ON_REQUEST]
+    parser.add_argument('--backbones', nargs='+', choices=everything, help='what to compare with ResNet; by default all that is recorded')
     parser.add_argument('--out', type=Path, help='a JSON file to write; figures and tables are written beside it')
     arguments = vars(parser.parse_args())
     what, repeats, names, out = (arguments.pop(key) for key in ('what', 'repeats', 'backbones', 'out'))
     setting = Setting(**arguments | {'size': tuple(arguments['size'])})
     possible = list(BACKBONES) if setting.depth >= 50 else ['ResNet', '+ FCA, readable', '+ FCA, folded']
     names = ['ResNet'] + [name for name in names or possible if name != 'ResNet']
-    if not set(names) <= set(possible):
+    if not set(names) <= {*possible, *ON_REQUEST}:
         parser.error(f"the blocks of depth {setting.depth} have no plugin slot in mmdet's ResNet: choose --backbones of {possible}")
     torch.set_num_threads(setting.threads)
     former: dict = json.loads(out.read_text()) if what == 'record' and out and out.exists() else {}
