@@ -80,7 +80,8 @@ def _is(module: nn.Module, kind: type[nn.Module]) -> bool:
 
 
 def _is_affine(norm: nn.Module) -> bool:
-    batch_norm = _is(norm, nn.BatchNorm2d) or _is(norm, nn.SyncBatchNorm)
+    # mmengine makes of SyncBatchNorm, where there is one process, a relative of BatchNorm2d.
+    batch_norm = _is(norm, nn.modules.batchnorm._BatchNorm) or _is(norm, nn.SyncBatchNorm)
     return _is(norm, nn.Identity) or (batch_norm and not norm.training and norm.running_var is not None)
 
 

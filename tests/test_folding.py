@@ -9,7 +9,7 @@ import pytest
 import torch
 from mmcv.cnn.utils import fuse_conv_bn
 from mmdet.models.backbones import ResNet
-from mmengine.model import ExponentialMovingAverage
+from mmengine.model import ExponentialMovingAverage, revert_sync_batchnorm
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -321,8 +321,11 @@ def test_a_hook_on_the_block_does_not_hinder(monkeypatch):
     assert seen
 
 
-def test_synchronised_statistics_fold_once_frozen(monkeypatch):
+@pytest.mark.parametrize('processes', ['several', 'one'])
+def test_synchronised_statistics_fold_once_frozen(processes, monkeypatch):
     block = FcaBottleneck(64, 16, norm_cfg=dict(type='SyncBN'))
+    if processes == 'one':
+        block = revert_sync_batchnorm(block)
     with_statistics(block)
     x = torch.randn(1, 64, 9, 13)
     with folded_calls(monkeypatch) as calls:
