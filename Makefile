@@ -2,6 +2,9 @@
 STACK ?= onedl
 PYTHON ?= python3
 TORCH ?= 2.13.0
+# Processes that share the tests, a file at a time, each with one thread: more would wait for each other.
+JOBS ?= 2
+TEST = OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(JOBS) --dist loadfile
 WORK_DIR ?= work_dirs/demo
 RUN := .venv/$(STACK)/bin/python
 
@@ -18,8 +21,8 @@ test: environment
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
-	$(RUN) -m pytest
+	$(TEST)
 
 # What takes longer: the built wheel in an environment of its own, and trainings.
 test-slow: environment
-	$(RUN) -m pytest -m slow
+	$(TEST) -m slow
