@@ -15,6 +15,7 @@ from .configs import config_path, register_configs  # noqa: E402
 
 register_configs()
 
+from . import resume  # noqa: E402, F401
 from .attention import MultiSpectralAttention, stage_plugins  # noqa: E402
 from .baselines import EfficientChannelAttention, SqueezeExcitation  # noqa: E402
 from .checkpoint import CheckpointError  # noqa: E402
