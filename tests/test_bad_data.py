@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import companions
 import complexity
 import convert_checkpoint
 import cv2
@@ -318,7 +319,7 @@ MAINS = {
     'test.py': lambda: run_upstream('test.py'),
     **{
         f'{tool.__name__}.py': tool.main
-        for tool in (complexity, convert_checkpoint, demo, export_detector, export_onnx, preflight, visualize)
+        for tool in (companions, complexity, convert_checkpoint, demo, export_detector, export_onnx, preflight, visualize)
     },
 }
 
@@ -574,6 +575,7 @@ HOSTILE = {
     'export_onnx.py config.py hostile.pth --out a.onnx': f'export_onnx: hostile.pth{REFUSED}',
     'export_detector.py config.py hostile.pth --out a.onnx --images data/images': f'export_detector: hostile.pth{REFUSED}',
     'visualize.py config.py hostile.pth image.png --out a.png': f'visualize: hostile.pth{REFUSED}',
+    'companions.py --model config.py hostile.pth --images data/images --out a.json': f'companions: hostile.pth{REFUSED}',
     'preflight.py pretrained.py': 'works',
     'complexity.py pretrained.py': 'works',
 }
