@@ -27,6 +27,7 @@ from mmdet.datasets.api_wrappers import COCO
 from mmdet.registry import DATASETS, MODELS
 from mmengine.config import Config, DictAction
 from mmengine.fileio import load
+from mmengine.registry import init_default_scope
 from PIL import Image
 from pycocotools import mask as coco_mask
 
@@ -46,6 +47,7 @@ def check(cfg: Config, splits: Sequence[str] = ('train', 'val'), decode: bool = 
     """
     if 'model' not in cfg:
         refuse(f'{cfg.filename} configures no model')
+    init_default_scope(cfg.get('default_scope') or 'mmdet')  # where a config's own types are looked up
     check_work_dir(cfg, 'train' in splits)
     for split in splits:
         evaluators = [] if split == 'train' else cfg.get(f'{split}_evaluator') or []
