@@ -58,6 +58,6 @@ setup(
         'classification': ['onedl-mmpretrain>=1.3.6', 'torchvision'],
         'segmentation': ['onedl-mmsegmentation>=1.4.2'],
         'onnx': ['onnx', 'onnxscript', 'onnxruntime'],
-        'test': ['pytest', 'pytest-xdist', 'hypothesis', 'scipy', 'psutil', 'model-index', 'ruff', 'mypy'],
+        'test': ['pytest', 'pytest-xdist', 'hypothesis', 'scipy', 'psutil>=7.2', 'model-index', 'ruff', 'mypy'],
     },
 )

@@ -263,12 +263,13 @@ class Mean(BaseMetric):
 
 
 class Interrupt(Hook):
-    """An interruption before an iteration, or in an evaluation."""
+    """An interruption before an iteration, or in an evaluation. It draws random numbers, as any hook may."""
 
     def __init__(self, iteration: int | None = None, evaluation: int | None = None):
         self.iteration, self.evaluation = iteration, evaluation
 
     def before_train_iter(self, runner: Runner, *_: object, **__: object) -> None:
+        torch.rand(1)
         if runner.iter == self.iteration:
             raise KeyboardInterrupt
 
@@ -342,7 +343,7 @@ def interrupted(work_dir: Path, loop: str, iteration: int | None = None, evaluat
 )
 def test_an_interrupted_training_in_either_loop(loop, iteration, evaluation, last, tmp_path, monkeypatch):
     monkeypatch.setattr('mmengine.runner.loops.time', SimpleNamespace(sleep=lambda _: None))  # two seconds at each end of the data
-    whole = toy(tmp_path / 'whole', loop, train_dataloader=dict(num_workers=1))
+    whole = toy(tmp_path / 'whole', loop)
     whole.train()
     interrupted(tmp_path / 'other', loop, iteration=iteration)
     interrupted(tmp_path / 'other', loop, evaluation=evaluation)
