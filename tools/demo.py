@@ -58,10 +58,8 @@ def read_classes(data: Path) -> list[str]:
     return classes['train']
 
 
-def make_config(config: Path, data: Path, work_dir: Path, classes: list[str]) -> Config:
-    """The base config with the folder's data and classes; also written to ``work_dir/config.py``."""
-    cfg = Config.fromfile(config)
-    cfg.work_dir = str(work_dir)
+def adapt_config(cfg: Config, data: Path, classes: list[str]) -> None:
+    """Give a config the data and classes of a COCO-format folder. Images are shrunk to the config's scale, and never enlarged."""
     for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
         loader.dataset.data_root = f'{data}/'
         loader.dataset.metainfo = dict(classes=classes)
@@ -71,10 +69,17 @@ def make_config(config: Path, data: Path, work_dir: Path, classes: list[str]) ->
     side = max(max(image['height'], image['width']) for image in content['images'])
     for dataset in (cfg.train_dataloader.dataset, cfg.val_dataloader.dataset, cfg.test_dataloader.dataset):
         for step in dataset.pipeline:
-            if step.type == 'Resize':
-                step.scale = tuple(min(limit, side) for limit in step.scale)  # shrunk to the config's scale, never enlarged
+            if step.type in ('Resize', 'RandomResize'):
+                step.scale = tuple(min(limit, side) for limit in step.scale)
     cfg.model.roi_head.bbox_head.num_classes = len(classes)
     cfg.model.roi_head.mask_head.num_classes = len(classes)
+
+
+def make_config(config: Path, data: Path, work_dir: Path, classes: list[str]) -> Config:
+    """The base config with the folder's data and classes; also written to ``work_dir/config.py``."""
+    cfg = Config.fromfile(config)
+    cfg.work_dir = str(work_dir)
+    adapt_config(cfg, data, classes)
     cfg.randomness = dict(seed=0)
     cfg.dump(work_dir / 'config.py')
     return cfg
@@ -102,9 +107,8 @@ def run_job(data: Path, work_dir: Path, config: Path = CONFIG) -> dict:
     cfg = make_config(config, data, work_dir, read_classes(data))
     check(cfg)
     checkpoint = work_dir / f'iter_{cfg.train_cfg.max_iters}.pth'
-    if not checkpoint.exists():
-        cfg.resume = True  # from the latest checkpoint in work_dir, if there is one
-        Runner.from_cfg(cfg.copy()).train()
+    cfg.resume = True  # from the latest checkpoint in work_dir, if there is one; after the last, what is left of the evaluations
+    Runner.from_cfg(cfg.copy()).train()
     cfg.resume, cfg.load_from = False, str(checkpoint)
     cfg.work_dir = str(work_dir / 'test')
     runner = Runner.from_cfg(cfg)
