@@ -22,6 +22,7 @@ from .checkpoint import CheckpointError  # noqa: E402
 from .frequency import FREQUENCY_SETS, Frequency  # noqa: E402
 from .padding import OrientedDetDataPreprocessor  # noqa: E402
 from .resnet import FcaBasicBlock, FcaBottleneck, FcaResNet, FcaResNetV1d, FcaResNeXt, FcaResNeXtBottleneck  # noqa: E402
+from .selection import FrequencySearchHook, FrequencySelection  # noqa: E402
 
 __all__ = [
     'FREQUENCY_SETS',
@@ -34,6 +35,8 @@ __all__ = [
     'FcaResNet',
     'FcaResNetV1d',
     'Frequency',
+    'FrequencySearchHook',
+    'FrequencySelection',
     'MultiSpectralAttention',
     'OrientedDetDataPreprocessor',
     'SqueezeExcitation',

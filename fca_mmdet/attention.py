@@ -19,10 +19,14 @@ from torch.nn import functional as F
 
 from .checkpoint import CheckpointError, describe_basis, full_basis, same_basis
 from .dct import ValidPart, cached_projection_maps, pooling_matrix, project, projection_maps
-from .frequency import SPECTRUM, Frequencies, resolve_frequencies, whole_number
+from .frequency import SPECTRUM, Frequencies, Frequency, resolve_frequencies, whole_number
+from .selection import CANDIDATES, FrequencySelection, check_selection
 
-Basis = Literal['dct', 'learned_dct', 'random', 'learned_random']
-"""The tensor that squeezes: fixed DCT, learned from the DCT, fixed random, learned from random (paper, table 1)."""
+Basis = Literal['dct', 'learned_dct', 'random', 'learned_random', 'searched']
+"""The tensor that squeezes: fixed DCT, learned from the DCT, fixed random, learned from random (paper, table 1); a mixture of DCTs."""
+
+PROJECTED = ('dct', 'searched')
+"""The bases that squeeze each group with one map (``MultiSpectralAttention.projection_maps``)."""
 
 
 class ChannelBasis(nn.Module):
@@ -64,14 +68,16 @@ class MultiSpectralAttention(BaseModule):
         in_channels: C.
         dct_size: the grid, in cells: one number or (height, width). A stage of the published ImageNet models has 56, 28, 14, 7.
         frequencies: ``top``, ``low`` or ``bot`` followed by 1, 2, 4, 8, 16 or 32, or (u, v) pairs of the 7x7 spectrum, u along the
-            height. They are scaled by ``dct_size // 7``; on a grid below 7 pairs are the grid's own indices.
+            height. They are scaled by ``dct_size // 7``; on a grid below 7 pairs are the grid's own indices. With ``basis='searched'``
+            only their number counts.
         reduction: the hidden layer of the excitation has ``C // reduction`` channels.
-        basis: ``dct``, or a variant of the paper's ablation: ``learned_dct``, ``random``, ``learned_random``.
+        basis: ``dct``, or a variant of the paper's ablation: ``learned_dct``, ``random``, ``learned_random``; ``searched`` learns which
+            frequency each group should have (``FrequencySelection``).
 
     Raises:
         TypeError: an argument of another type; in ``forward``, an input of integers, of complex numbers, or sparse.
-        ValueError: C not divisible by F, an unknown set or basis, a pair outside the spectrum or the grid, a named set on a grid below
-            7, a reduction that leaves no channel; in ``forward``, an input that is not ``[N, C, H, W]``.
+        ValueError: C not divisible by F, an unknown set or basis, a pair outside the spectrum or the grid, a named set or a search on a
+            grid below 7, a reduction that leaves no channel; in ``forward``, an input that is not ``[N, C, H, W]``.
 
     Example:
         >>> attention = MultiSpectralAttention(64, dct_size=7)
@@ -92,12 +98,12 @@ class MultiSpectralAttention(BaseModule):
     ):
         super().__init__(init_cfg)
         self.in_channels = in_channels = whole_number('in_channels', in_channels)
-        self.frequencies = resolve_frequencies(frequencies)
-        self.grid = _checked_grid(dct_size, frequencies)
+        self._frequencies = resolve_frequencies(frequencies)
+        self.grid = _checked_grid(dct_size, frequencies, basis)
         self.reduction = reduction = whole_number('reduction', reduction)
         self.basis = basis
         self.valid: ValidPart | None = None  # a plugin is called with the feature map alone, so the backbone leaves the part here
-        groups = len(self.frequencies)
+        groups = len(self._frequencies)
         if in_channels < 1 or in_channels % groups:
             below = in_channels // groups * groups
             fitting = f'{below} and {below + groups}' if below else f'{groups}'
@@ -111,7 +117,9 @@ class MultiSpectralAttention(BaseModule):
             )
         if not isinstance(basis, str) or basis not in get_args(Basis):
             raise ValueError(f'unknown basis {basis!r}: use one of {", ".join(get_args(Basis))}')
-        if basis != 'dct':
+        if basis == 'searched':
+            self.selection = FrequencySelection(groups)
+        elif basis != 'dct':
             self.dct_layer = ChannelBasis(self._initial_basis(), learned=basis.startswith('learned'))
         self.fc = nn.Sequential(
             nn.Linear(in_channels, in_channels // reduction, bias=False),
@@ -120,11 +128,21 @@ class MultiSpectralAttention(BaseModule):
             nn.Sigmoid(),
         )
 
+    @property
+    def frequencies(self) -> tuple[Frequency, ...]:
+        """The (u, v) pair of each group; of a search, the most probable so far."""
+        return tuple(self.selection.chosen()) if self.basis == 'searched' else self._frequencies
+
+    def share(self, selection: FrequencySelection) -> None:
+        """Take part in a search with others: squeeze with their selection, which is no part of this module's state or parameters."""
+        del self.selection
+        object.__setattr__(self, 'selection', selection)
+
     def _initial_basis(self) -> Tensor:
         """The ablation's tensor before training, ``[C, h, w]``: the fixed DCT, or uniform in [0, 1) as published."""
         if self.basis.endswith('random'):
             return torch.rand(self.in_channels, *self.grid)
-        return full_basis(self.frequencies, self.grid, self.in_channels)
+        return full_basis(self._frequencies, self.grid, self.in_channels)
 
     def _load_from_state_dict(self, state_dict, prefix, *args: Any) -> None:
         """Compare a stored basis with the configured one, and drop it where it is computed: torch calls this for each module.
@@ -134,8 +152,15 @@ class MultiSpectralAttention(BaseModule):
         """
         key = f'{prefix}dct_layer.weight'
         stored = state_dict.get(key)
+        if self.basis != 'searched':
+            check_selection(state_dict, prefix, self._frequencies, self.basis)
+        elif stored is not None:
+            raise CheckpointError(
+                f"{key} of the checkpoint is {describe_basis(stored)}; configured is basis='searched', which starts from weights without "
+                'attention, such as torchvision://resnet50, or from those of a search'
+            )
         if stored is not None and self.basis == 'dct':
-            configured = full_basis(self.frequencies, self.grid, self.in_channels)
+            configured = full_basis(self._frequencies, self.grid, self.in_channels)
             if not same_basis(stored, configured):
                 raise CheckpointError(f'{key} of the checkpoint is {describe_basis(stored)}; configured is {describe_basis(configured)}')
             del state_dict[key]
@@ -153,7 +178,7 @@ class MultiSpectralAttention(BaseModule):
         """
         x = x.to(torch.promote_types(x.dtype, torch.float32))
         with without_autocast(x.device.type):
-            if self.basis != 'dct':
+            if self.basis not in PROJECTED:
                 return self.dct_layer(x, self.valid)
             maps = self.projection_maps(x)
             if is_symbolic():
@@ -161,16 +186,27 @@ class MultiSpectralAttention(BaseModule):
             return project(x, maps)
 
     def projection_maps(self, x: Tensor) -> Tensor:
-        """The map of each frequency for the size, dtype and device of ``x``, ``[N, *, H, W]``. Not to be written to.
+        """The map of each group for the size, dtype and device of ``x``, ``[N, *, H, W]``. Not to be written to.
 
-        ``[F, H, W]``, or ``[N, F, H, W]`` where a valid part is set.
+        ``[F, H, W]``, or ``[N, F, H, W]`` where a valid part is set; with a gradient to the selection in a search.
         """
+        if self.basis != 'searched':
+            return self._maps_of(self._frequencies, x)
+        maps = self._maps_of(CANDIDATES, x).flatten(-2)
+        weights = self.selection().to(maps.dtype)
+        if not cast(nn.Linear, self.fc[0]).weight.requires_grad:
+            weights = weights.detach()  # a frozen stage would otherwise be differentiated for the selection alone
+        # Expanded by hand, since matmul would copy the maps of valid parts.
+        return (weights.expand(*maps.shape[:-2], *weights.shape) @ maps).unflatten(-1, x.shape[2:])
+
+    def _maps_of(self, frequencies: tuple[Frequency, ...], x: Tensor) -> Tensor:
+        """``projection_maps`` of any frequencies."""
         if self.valid is not None:
-            return self.valid.projection_maps(self.frequencies, self.grid, x)
+            return self.valid.projection_maps(frequencies, self.grid, x)
         height, width = x.shape[2:]
         if is_symbolic():
-            return projection_maps(self.frequencies, self.grid, height, width, x.device).to(x.dtype)
-        return cached_projection_maps(self.frequencies, self.grid, height, width, x.dtype, x.device)
+            return projection_maps(frequencies, self.grid, height, width, x.device).to(x.dtype)
+        return cached_projection_maps(frequencies, self.grid, height, width, x.dtype, x.device)
 
     def excite(self, freq: Tensor) -> Tensor:
         """Gates in (0, 1) from the frequency vector, ``[N, C]`` to ``[N, C]``, in float32 at least, autocast or not."""
@@ -211,7 +247,7 @@ class MultiSpectralAttention(BaseModule):
 
     def extra_repr(self) -> str:
         """The configuration, as the repr of the module shows it."""
-        return f'in_channels={self.in_channels}, grid={self.grid}, frequencies={len(self.frequencies)}, basis={self.basis}'
+        return f'in_channels={self.in_channels}, grid={self.grid}, frequencies={len(self._frequencies)}, basis={self.basis}'
 
 
 def stage_plugins(
@@ -256,12 +292,17 @@ def without_autocast(device: str) -> AbstractContextManager:
     return torch.autocast(device, enabled=False) if device != 'meta' and torch.is_autocast_enabled(device) else nullcontext()
 
 
-def _checked_grid(dct_size: int | tuple[int, int], frequencies: Frequencies) -> tuple[int, int]:
+def _checked_grid(dct_size: int | tuple[int, int], frequencies: Frequencies, basis: Basis) -> tuple[int, int]:
     """``dct_size`` as (height, width), checked against the frequencies."""
     pair = dct_size if isinstance(dct_size, (tuple, list)) and len(dct_size) == 2 else (dct_size, dct_size)
     height, width = (whole_number('dct_size', size, ', or a (height, width) pair of them') for size in pair)
     if min(height, width) < 1:
         raise ValueError(f'dct_size={dct_size} has no cells: use a positive number or a (height, width) pair')
+    if isinstance(basis, str) and basis == 'searched' and min(height, width) < SPECTRUM:
+        raise ValueError(
+            f"dct_size={dct_size} is below {SPECTRUM}, the spectrum that basis='searched' selects from: use a grid of {SPECTRUM} or more "
+            f'(multiples of {SPECTRUM} are usual)'
+        )
     if isinstance(frequencies, str):
         if min(height, width) < SPECTRUM:
             raise ValueError(

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.module import _has_any_global_hook
 
-from .attention import MultiSpectralAttention, is_symbolic, without_autocast
+from .attention import PROJECTED, MultiSpectralAttention, is_symbolic, without_autocast
 
 PRODUCT_PIXELS = 8
 """H W / P from which on the product form runs, P the channels of conv3's input (``tools/benchmark.py forms`` measures it)."""
@@ -48,13 +48,13 @@ def foldable(block: BasicBlock | Bottleneck) -> bool:
     """Whether the folded execution computes what the block's modules would: asked at each forward, since all of this can change.
 
     Yes if every normalisation is a batch normalisation with frozen statistics, or is in the convolution for good (mmcv's ``fuse_conv_bn``),
-    every convolution is torch's own (no DCN), the attention is the last plugin and has the fixed basis, and nothing watches a module that
-    would be passed by: no hook, no forward of its own.
+    every convolution is torch's own (no DCN), the attention is the last plugin and projects (``PROJECTED``), and nothing watches a module
+    that would be passed by: no hook, no forward of its own.
     """
     attention = block.att
     return (
         isinstance(attention, MultiSpectralAttention)
-        and attention.basis == 'dct'
+        and attention.basis in PROJECTED
         and getattr(block, 'after_conv3_plugin_names', ['att']) == ['att']
         and all(_is(conv, nn.Conv2d) and _is_affine(norm) for conv, norm in _normalised(block))
         and (not isinstance(block, Bottleneck) or (block.conv3.kernel_size, block.conv3.groups) == ((1, 1), 1))
@@ -164,8 +164,9 @@ def gate_from_input(attention: MultiSpectralAttention, z: Tensor, weight: Tensor
     with without_autocast(z.device.type):
         z = z.to(torch.promote_types(z.dtype, torch.float32))
         maps = attention.projection_maps(z).flatten(-2)
-        projected = maps @ z.flatten(2).transpose(1, 2)  # [N, F, P]
-        groups, dtype = (len(attention.frequencies), -1), z.dtype
+        # [N, F, P]; expanded by hand, since matmul would copy a channels_last z where the maps have a gradient.
+        projected = maps.expand(z.shape[0], -1, -1) @ z.flatten(2).transpose(1, 2)
+        groups, dtype = (maps.shape[-2], -1), z.dtype
         freq = torch.einsum('fcp,nfp->nfc', weight.to(dtype).unflatten(0, groups), projected)
         freq = freq + shift.to(dtype).unflatten(0, groups) * maps.sum(-1, keepdim=True)
         return attention.excite(freq.flatten(1))

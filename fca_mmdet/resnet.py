@@ -25,8 +25,9 @@ from .attention import Basis, MultiSpectralAttention
 from .checkpoint import adopt_backbone, check_architecture, checkpoints_as_data
 from .dct import ValidPart
 from .folding import foldable, run_folded
-from .frequency import Frequencies, whole_number
+from .frequency import Frequencies, resolve_frequencies, whole_number
 from .padding import unpadded_sizes
+from .selection import FrequencySelection, check_selection
 
 
 def _recomputed(block: 'FcaBasicBlock | _AttendedBottleneck', x: Tensor) -> Tensor:
@@ -147,7 +148,7 @@ class FcaResNet(ResNet):
         frequencies: one set for all stages, as in ``MultiSpectralAttention``; FcaNet-TS is ``top16``, FcaNet-LF ``low2``.
         dct_size: the grid of each stage, a number or (height, width) per stage.
         reduction: of the excitation.
-        basis: ``dct``, or a variant of the paper's ablation.
+        basis: ``dct``, or a variant of the paper's ablation; with ``searched`` all blocks share ``selection``, a ``FrequencySelection``.
         fold: run each block folded (``fca_mmdet/folding.py``: the same function, faster and with less memory) wherever that is exact,
             as with frozen statistics; ``False`` always runs the readable path.
         ignore_padding: let the attention pool over each image's own part of a feature map. mmdet's data preprocessor pads an image with
@@ -186,9 +187,16 @@ class FcaResNet(ResNet):
             raise ValueError(f'dct_size={dct_size!r} must give one grid for each of the {stages} stages, such as (56, 28, 14, 7)')
         self.dct_size = tuple(dct_size)
         self.ignore_padding = ignore_padding
-        self.attention = dict(frequencies=frequencies, reduction=reduction, basis=basis, fold=fold)
+        self.attention: dict[str, Any] = dict(frequencies=frequencies, reduction=reduction, basis=basis, fold=fold)
         self.default_init = resnet_kwargs.get('init_cfg') is None and resnet_kwargs.get('pretrained') is None
         super().__init__(depth=whole_number('depth', depth), **resnet_kwargs)
+        if basis == 'searched':
+            # Registered here alone: in a block it would be frozen with the first stage, and be in the optimiser once for each block.
+            self.selection = FrequencySelection(len(resolve_frequencies(frequencies)))
+            self.selection.requires_grad_(self.frozen_stages < self.num_stages)
+            for name in self.res_layers:
+                for block in getattr(self, name):
+                    block.att.share(self.selection)
 
     def make_res_layer(self, **kwargs: Any) -> nn.Module:
         """A stage of blocks that know their grid. mmdet calls this once per stage, in order."""
@@ -230,6 +238,8 @@ class FcaResNet(ResNet):
         """Refuse weights of another architecture, which mmengine would leave out with a warning; find those of a detector's backbone."""
         if not prefix:
             adopt_backbone(state_dict)
+        if self.attention['basis'] != 'searched':
+            check_selection(state_dict, prefix, resolve_frequencies(self.attention['frequencies']), self.attention['basis'])
         check_architecture(state_dict, dict(self.named_parameters()), prefix, f'{type(self).__name__}-{self.depth}')
         super()._load_from_state_dict(state_dict, prefix, *args)
 

@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import oracle
@@ -10,6 +11,7 @@ from named_weights import named_array, named_input, samples
 from torch.nn import functional as F
 
 from fca_mmdet import FREQUENCY_SETS, MultiSpectralAttention
+from fca_mmdet.attention import Basis
 
 GOLDEN = np.load(Path(__file__).parent / 'reference' / 'attention.npz')
 SIZES = [(1, 1), (1, 9), (5, 3), (7, 7), (9, 13), (25, 42)]
@@ -57,7 +59,7 @@ def test_agrees_with_the_slow_oracle(size, grid, dtype):
     assert relative_error(out.detach().double(), expected) < TOLERANCE[dtype]
 
 
-@pytest.mark.parametrize('basis', ['dct', 'learned_dct', 'random', 'learned_random'])
+@pytest.mark.parametrize('basis', get_args(Basis))
 def test_gradients(basis):
     attention = MultiSpectralAttention(4, 7, 'low2', reduction=2, basis=basis).double()
     x = torch.rand(2, 4, 5, 9, dtype=torch.float64, requires_grad=True)
@@ -183,7 +185,7 @@ def test_is_registered():
         (dict(in_channels=64, frequencies=[(7, 0)]), r'frequency \(7, 0\) is outside the spectrum'),
         (dict(in_channels=16, reduction=17), r'reduction=17 leaves no channel of in_channels=16 in the excitation: use 1 to 16'),
         (dict(in_channels=16, reduction=0), r'reduction=0 leaves no channel'),
-        (dict(in_channels=16, basis='dst'), r"unknown basis 'dst': use one of dct, learned_dct, random, learned_random"),
+        (dict(in_channels=16, basis='dst'), r"unknown basis 'dst': use one of dct, learned_dct, random, learned_random, searched"),
     ],
 )
 def test_constructor_errors(arguments, message):

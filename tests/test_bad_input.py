@@ -27,6 +27,8 @@ from fca_mmdet import (
     FcaResNeXt,
     FcaResNeXtBottleneck,
     Frequency,
+    FrequencySearchHook,
+    FrequencySelection,
     MultiSpectralAttention,
     OrientedDetDataPreprocessor,
     SqueezeExcitation,
@@ -71,7 +73,15 @@ CALLS = {
         'ValueError: reduction=0 leaves no channel of in_channels=64 in the excitation: use 1 to 64'
     ),
     'MultiSpectralAttention(64, reduction=1.5)': 'TypeError: reduction=1.5 must be an integer in 0..65536',
-    'MultiSpectralAttention(64, basis=None)': 'ValueError: unknown basis None: use one of dct, learned_dct, random, learned_random',
+    'MultiSpectralAttention(64, basis=None)': (
+        'ValueError: unknown basis None: use one of dct, learned_dct, random, learned_random, searched'
+    ),
+    "MultiSpectralAttention(64, 6, [(0, 0)], basis='searched')": (
+        "ValueError: dct_size=6 is below 7, the spectrum that basis='searched' selects from: use a grid of 7 or more (multiples of 7 are "
+        'usual)'
+    ),
+    'FrequencySelection(0)': 'ValueError: groups=0 leaves no group to select a frequency for: use 1 or more',
+    'FrequencySearchHook(end=0)': ('ValueError: start=1.0 and end=0 must be temperatures, start >= end > 0, such as 1.0 and 0.05'),
     'SqueezeExcitation(8)': 'ValueError: ratio=16 leaves no channel of in_channels=8 between the two layers: use 1 to 8',
     'SqueezeExcitation(64, ratio=None)': 'TypeError: ratio=None must be an integer in 0..65536',
     'EfficientChannelAttention(0)': 'ValueError: in_channels=0 leaves no channel to attend to: use 1 or more',
@@ -141,7 +151,7 @@ def test_a_call(call):
     assert says(said, CALLS[call]), said
 
 
-@pytest.mark.parametrize('basis', ['dct', 'learned_dct'])
+@pytest.mark.parametrize('basis', ['dct', 'learned_dct', 'searched'])
 @pytest.mark.parametrize('given_input', INPUTS)
 def test_an_input(given_input, basis):
     x = eval(given_input)
@@ -183,7 +193,7 @@ anything = st.one_of(
     st.complex_numbers(),
     st.text(max_size=9),
     st.binary(max_size=4),
-    st.sampled_from([*FREQUENCY_SETS, 'dct', 'random', 'learned_dct', 'learned_random']),
+    st.sampled_from([*FREQUENCY_SETS, 'dct', 'random', 'learned_dct', 'learned_random', 'searched']),
     st.sampled_from([object(), len, np.int64(14), np.float32(7), np.array([7, 7]), torch.tensor(7), torch.tensor(7.0), torch.ones(2, 2)]),
     st.dictionaries(st.text(max_size=2), st.integers(), max_size=2),
     st.lists(st.none() | numbers | st.floats() | st.text(max_size=2), max_size=5),
@@ -231,6 +241,14 @@ def test_arguments_of_the_baselines(kind, name, value):
     attention = built_or_refused(lambda: kind(**{'in_channels': 64, name: value}), name)
     if attention is not None:
         assert_sound(attention, int(value) if name == 'in_channels' else 64)
+
+
+@given(kind=st.sampled_from([(FrequencySelection, 'groups'), (FrequencySearchHook, 'start'), (FrequencySearchHook, 'end')]), value=anything)
+def test_arguments_of_the_search(kind, value):
+    built, name = kind
+    made = built_or_refused(lambda: built(**{name: value}), name)
+    if isinstance(made, FrequencySelection):
+        assert len(made.chosen()) == int(value)
 
 
 @settings(max_examples=200)
@@ -303,6 +321,7 @@ def test_a_frequency_is_checked_where_it_is_used(u, v):
 MODULES = {
     'attention': MultiSpectralAttention(32),
     'attention, learned': MultiSpectralAttention(32, 14, 'low4', basis='learned_dct'),
+    'attention, searched': MultiSpectralAttention(32, 14, 'low4', basis='searched'),
     'SE': SqueezeExcitation(32),
     'ECA': EfficientChannelAttention(32),
     'basic block': FcaBasicBlock(32, 32),

@@ -12,8 +12,8 @@ A plan is a YAML file; ``configs/plans`` holds some, and its README says what ma
       low2: {config: small/mask-rcnn_fca-r50-thin_fpn_small-heads.py, frequencies: low2}
 
 A run lies in OUT/NAME/seed-N with its config, log and checkpoints. Interrupted and started again, the command leaves out what is done and
-goes on with what was begun, to the same numbers on a CPU. A run that fails is told of and hinders no other. OUT/results.csv and results.json
-have a row for each finished run; tools/report.py makes tables and figures of them.
+goes on with what was begun, to the same numbers on a CPU. A run that fails is told of and hinders no other. OUT/results.csv and
+results.json have a row for each finished run; tools/report.py makes tables and figures of them.
 """
 
 import argparse
@@ -29,10 +29,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -58,7 +57,7 @@ from fca_mmdet.frequency import SPECTRUM, resolve_frequencies
 
 TRAIN = Path(__file__).with_name('train.py')
 PLAN_KEYS = {'seeds', 'baseline', 'options', 'data', 'singles', 'metric', 'runs'}
-RUN_KEYS = {'config', 'options', 'seeds', 'frequencies', 'best', 'selected_by', 'published'}
+RUN_KEYS = {'config', 'options', 'seeds', 'baseline', 'frequencies', 'best', 'selected_by', 'published'}
 METRIC_ITEMS = ['mAP', 'mAP_50', 'mAP_75', 'mAP_s', 'mAP_m', 'mAP_l', 'AR@100', 'AR@300', 'AR@1000', 'AR_s@1000', 'AR_m@1000', 'AR_l@1000']
 """All COCO figures, as mmdet names them."""
 CHOSEN = 'frequencies.json'
@@ -92,22 +91,20 @@ class Run:
 
 
 def read_plan(path: Path) -> dict:
-    """A plan, checked; its singles stand among its runs.
+    """A plan, checked, with what it takes from its base; its singles stand among its runs.
 
     Raises:
         SystemExit: with a sentence on what is wrong.
     """
-    try:
-        plan = yaml.safe_load(path.read_text())  # mmengine's load would run what a YAML file tells it to
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        refuse(f'{path} is no plan: {error}')
-    if not isinstance(plan, dict) or not isinstance(plan.get('runs'), dict) or not plan['runs']:
+    plan = load_plan(path)
+    if not isinstance(plan.get('runs'), dict) or not plan['runs']:
         refuse(f'{path} is no plan: it needs runs, each a name with a config')
     if unknown := plan.keys() - PLAN_KEYS:
         refuse(f'{path} has {", ".join(sorted(unknown))}; a plan has {", ".join(sorted(PLAN_KEYS))}')
     if singles := plan.get('singles'):
         pairs = [(u, v) for u in range(SPECTRUM) for v in range(SPECTRUM)]
         plan['runs'] = {f'single-{u}{v}': {'seeds': 1, **singles, 'frequencies': [[u, v]]} for u, v in pairs} | plan['runs']
+    plan.setdefault('baseline', next(iter(plan['runs'])))
     for name, run in plan['runs'].items():
         if not isinstance(run, dict) or 'config' not in run or run.keys() - RUN_KEYS:
             refuse(f'the run {name} of {path} is {run}: it needs a config, and may have {", ".join(sorted(RUN_KEYS - {"config"}))}')
@@ -115,11 +112,26 @@ def read_plan(path: Path) -> dict:
             refuse(f'the run {name} of {path} names its frequencies more than once: keep one of frequencies, best, selected_by')
         if 'best' in run and not singles:
             refuse(f'the run {name} of {path} takes the best {run["best"]} of the singles, and the plan has no singles')
-        if run.get('selected_by', name) not in plan['runs'] or run.get('selected_by') == name:
-            refuse(f'the run {name} of {path} is selected by {run["selected_by"]}, which is none of the others: {", ".join(plan["runs"])}')
-    if plan.setdefault('baseline', next(iter(plan['runs']))) not in plan['runs']:
-        refuse(f'the baseline {plan["baseline"]} of {path} is none of its runs: {", ".join(plan["runs"])}')
+        for key, other in {'baseline': plan['baseline'], **run}.items():
+            if key in ('baseline', 'selected_by') and other not in plan['runs']:
+                refuse(f'the {key} {other} of the run {name} of {path} is none of its runs: {", ".join(plan["runs"])}')
     return plan
+
+
+def load_plan(path: Path) -> dict:
+    """A plan's file over its base's: options are added to the base's, anything else replaces it.
+
+    Raises:
+        SystemExit: no such file, or no mapping in YAML.
+    """
+    try:
+        plan = yaml.safe_load(path.read_text())  # mmengine's load would run what a YAML file tells it to
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        refuse(f'{path} is no plan: {error}')
+    if not isinstance(plan, dict):
+        refuse(f'{path} is no plan: it needs runs, each a name with a config')
+    base = load_plan(path.parent / plan.pop('base')) if 'base' in plan else {}
+    return {**base, **plan, 'options': {**base.get('options', {}), **plan.get('options', {})}}
 
 
 def refuse(sentence: str) -> NoReturn:
@@ -143,7 +155,7 @@ def choose(run: dict, plan: dict, out: Path) -> Any:
     if 'selected_by' in run:
         chosen = out / run['selected_by'] / 'seed-0' / CHOSEN
         if not chosen.exists():
-            refuse(f'{run["selected_by"]} has written no {chosen}: mend it (its output.log says what is wrong) and start again')
+            refuse(f'{run["selected_by"]} has written no {chosen}: its output.log says why; mend that and start again')
         return json.loads(chosen.read_text())['frequencies']
     return run.get('frequencies')
 
@@ -160,9 +172,7 @@ def rank_singles(plan: dict, out: Path) -> list[list[int]]:
         if name.startswith('single-'):
             rows = [json.loads(path.read_text()) for path in sorted((out / name).glob('seed-*/result.json'))]
             if not rows:
-                refuse(
-                    f'{name} has no result, so the singles cannot be ranked: mend it (its output.log says what is wrong) and start again'
-                )
+                refuse(f'{name} has no result, so the singles cannot be ranked: its output.log says why; mend that and start again')
             ((u, v),) = run['frequencies']
             scores[u, v] = statistics.mean(row[figure] for row in rows)
     return [list(pair) for pair in sorted(scores, key=lambda pair: -scores[pair])]
@@ -178,9 +188,8 @@ def prepare(names: Sequence[str], plan: dict, out: Path, data: Path | None, opti
     runs = []
     for name in names:
         entry = plan['runs'][name]
-        file = Path(entry['config']) if Path(entry['config']).is_file() else config_path(entry['config'])
         try:
-            base = Config.fromfile(file)
+            base = Config.fromfile(entry['config'] if Path(entry['config']).is_file() else config_path(entry['config']))
             if data:
                 adapt_config(base, data, classes)
             merged = {**plan.get('options', {}), **entry.get('options', {}), **options}
@@ -344,7 +353,7 @@ class Board:
         return f'about {elapsed * left / done / 60:.0f} min left' if done > 0 else 'the time left shows when something has been logged'
 
 
-Submit = Callable[[Run], Future]
+Submit = Callable[[Run], Future[dict]]
 
 
 @contextmanager
@@ -363,7 +372,7 @@ def submit_here(jobs: int, devices: Sequence[str]) -> Iterator[Submit]:
 
     pool = ThreadPoolExecutor(free.qsize())
     try:
-        yield partial(pool.submit, run_on_free_device)
+        yield lambda run: pool.submit(run_on_free_device, run)
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -403,9 +412,8 @@ def perform(runs: Sequence[Run], plan: dict, out: Path, submit: Submit) -> list[
                 if 'error' in row:
                     console.print(f'{run.name}, seed {run.seed} failed:\n{row["error"]}', markup=False, highlight=False)
                 elif not console.is_terminal:
-                    console.print(
-                        f'{run.name}, seed {run.seed}: box AP {100 * row["bbox_mAP"]:.1f}; {board.time_left({})}', highlight=False
-                    )
+                    said = f'{run.name}, seed {run.seed}: box AP {100 * row["bbox_mAP"]:.1f}; {board.time_left({})}'
+                    console.print(said, highlight=False)
             if done:
                 write_results(plan, out)
             board.running = {run for run in futures.values() if is_running(run)}
@@ -467,9 +475,7 @@ def main() -> None:
     parser.add_argument('--seeds', type=int, help="of every run, in the place of the plan's")
     parser.add_argument('--only', nargs='+', metavar='RUN', help='these runs of the plan alone')
     parser.add_argument('--jobs', type=int, default=os.cpu_count(), help='runs at once on a CPU (default: its cores, %(default)s)')
-    parser.add_argument(
-        '--devices', nargs='+', default=[], metavar='GPU', help='one run on each at a time (default: the first, if there is one)'
-    )
+    parser.add_argument('--devices', nargs='+', default=[], metavar='GPU', help='one run on each at a time (default: the first)')
     parser.add_argument('--ray', nargs='?', const='local', metavar='ADDRESS', help='run on Ray: here, or on the cluster at ADDRESS')
     parser.add_argument('--gpus', type=float, default=float(torch.cuda.is_available()), help='GPUs of a run on Ray (default: %(default)g)')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE', help='for every run, as in mmdet')
@@ -486,7 +492,7 @@ def main() -> None:
         data = out / 'shapes'
         if not data.exists():
             make_shapes(data)
-    write_whole(out / 'plan.yml', path.read_text())
+    write_whole(out / 'plan.yml', yaml.safe_dump(plan, sort_keys=False))
     devices = args.devices or ['0'] * torch.cuda.is_available()
     submitting = submit_to_ray(args.ray, args.gpus) if args.ray else submit_here(args.jobs, devices)
     data = data and data.resolve()

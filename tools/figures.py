@@ -1,8 +1,11 @@
-"""Figures of a trained detector with an FCA backbone. Each function draws one and writes it to a file."""
+"""Figures of trained detectors and of what they cost. Each function draws one and writes it to a file."""
 
+import itertools
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -11,12 +14,21 @@ matplotlib.use('Agg')
 import numpy as np
 import torch
 from matplotlib import pyplot as plt
+from matplotlib.transforms import Bbox
 from mmdet.visualization import DetLocalVisualizer
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from fca_mmdet import Frequency, MultiSpectralAttention
 from fca_mmdet.dct import dct_basis
+from fca_mmdet.frequency import SPECTRUM
+
+MARKED_POINTS = 20
+"""A curve of up to so many points shows them."""
+LEGEND_ROWS = 16
+"""That fit beside a figure."""
+LEADER_DISTANCE = 10
+"""A name that is further from its point, in points of 1/72 inch, gets a line to it."""
 
 
 def draw_predictions(runner: Runner, out: Path, images: int = 6, score: float = 0.5) -> None:
@@ -193,8 +205,205 @@ def describe_setting(setting: dict) -> str:
     return ', '.join([f'depth {setting["depth"]}', f'{setting["batch"]} x 3 x {height} x {width}', setting['dtype'], *options])
 
 
+def draw_ap_against_cost(
+    aps: Mapping[str, Sequence[float]], costs: Mapping[str, Mapping[str, Sequence[float]]], ap_label: str, out: Path
+) -> None:
+    """A point per run: mean AP against mean cost, with standard deviations over seeds; a panel for each cost.
+
+    Args:
+        aps: of each run the AP of its seeds.
+        costs: for the label of each cost what it is in the runs, a number per seed or one.
+    """
+    figure, axes = plt.subplots(1, len(costs), figsize=(6.5 * len(costs), 5), squeeze=False, sharey=True)
+    for axis, (label, cost) in zip(axes.flat, costs.items(), strict=True):
+        points = {name: (float(np.mean(cost[name])), float(np.mean(values))) for name, values in aps.items() if cost.get(name)}
+        colors = dict(zip(aps, run_colors(len(aps)), strict=True))
+        for name, (x, y) in points.items():
+            axis.errorbar(x, y, spread(aps[name]), spread(cost[name]), fmt='none', ecolor=colors[name], elinewidth=1, alpha=0.4)
+            axis.plot(x, y, 'o', color=colors[name])
+        axis.set_xlabel(label)
+        axis.margins(0.2)
+        axis.grid(alpha=0.3)
+        place_labels(figure, axis, points, colors)
+    axes[0, 0].set_ylabel(ap_label)
+    write_figure(figure, out)
+
+
+def draw_ap_against_frequencies(
+    families: Mapping[str, Mapping[int, Sequence[float]]], baseline: tuple[str, Sequence[float]], ap_label: str, out: Path
+) -> None:
+    """AP against the number of frequencies, a line per family of sets, with standard deviations over seeds.
+
+    Args:
+        families: of each family the AP of the seeds by number of frequencies.
+        baseline: the name of a run without frequencies, drawn as a line across, and the AP of its seeds.
+    """
+    figure, axis = plt.subplots(figsize=(7, 4.5))
+    for index, (color, (name, family)) in enumerate(zip(run_colors(len(families)), families.items(), strict=True)):
+        counts = sorted(family)
+        means, spreads = [np.mean(family[count]) for count in counts], [spread(family[count]) for count in counts]
+        beside = 1.03 ** (index - (len(families) - 1) / 2)  # so that no bar hides another
+        axis.errorbar(np.array(counts) * beside, means, spreads, fmt='-o', ms=4, color=color, elinewidth=1, capsize=2, label=name)
+    name, values = baseline
+    if values:
+        mean, width = float(np.mean(values)), spread(values)
+        axis.axhline(mean, color='black', ls='--', lw=1, label=name)
+        axis.axhspan(mean - width, mean + width, color='black', alpha=0.08, lw=0)
+    axis.set_xscale('log', base=2)
+    counts = sorted({count for family in families.values() for count in family})
+    axis.set_xticks(counts, list(map(str, counts)))
+    axis.minorticks_off()
+    axis.set(xlabel='number of frequencies', ylabel=ap_label)
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8, loc='center left', bbox_to_anchor=(1, 0.5))
+    write_figure(figure, out)
+
+
+def draw_heat_map(aps: Mapping[Frequency, float], chosen: Sequence[Frequency], ap_label: str, out: Path) -> None:
+    """AP of each frequency alone, on the 7 x 7 spectrum. The ``chosen`` are framed, and numbered in their order."""
+    values = np.full((SPECTRUM, SPECTRUM), np.nan)
+    for pair, ap in aps.items():
+        values[pair] = ap
+    figure, axis = plt.subplots(figsize=(7, 6))
+    axis.set_facecolor('lightgray')
+    picture = axis.imshow(values, cmap='viridis')
+    middle = (np.nanmin(values) + np.nanmax(values)) / 2
+    for (u, v), ap in aps.items():
+        axis.text(v, u, f'{ap:.1f}', ha='center', va='center', fontsize=10, color='white' if ap < middle else 'black')
+    for rank, (u, v) in enumerate(chosen, 1):
+        axis.add_patch(plt.Rectangle((v - 0.46, u - 0.46), 0.92, 0.92, fill=False, color='red', lw=2))
+        color = 'white' if values[u, v] < middle else 'black'
+        axis.text(v - 0.4, u - 0.4, str(rank), ha='left', va='top', fontsize=7, color=color, weight='bold')
+    axis.set(xlabel='v, along the width', ylabel='u, along the height', xticks=range(SPECTRUM), yticks=range(SPECTRUM))
+    axis.set_title('each frequency alone' + ('; framed: chosen, in this order' if chosen else ''), fontsize=10)
+    figure.colorbar(picture, ax=axis, label=ap_label)
+    write_figure(figure, out)
+
+
+def draw_seeds(
+    aps: Mapping[str, Mapping[int, float]], baseline: str, intervals: Mapping[str, tuple[float, float]], ap_label: str, out: Path
+) -> None:
+    """A dot per seed and run (left), and what each seed gains over the baseline's run of that seed (right).
+
+    Args:
+        aps: of each run the AP by seed.
+        baseline: the run that differences are taken to.
+        intervals: of the mean differences, by run; those that are missing are not drawn.
+    """
+    names = list(aps)
+    seeds = sorted({seed for values in aps.values() for seed in values})
+    colors = dict(zip(seeds, run_colors(len(seeds)), strict=True))
+    offsets = dict(zip(seeds, np.linspace(-0.22, 0.22, len(seeds)) if len(seeds) > 1 else [0], strict=True))
+    differences = {
+        name: {seed: ap - aps[baseline][seed] for seed, ap in values.items() if seed in aps[baseline]}
+        for name, values in aps.items()
+        if name != baseline and baseline in aps
+    }
+    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 1.6 + 0.42 * len(names)), sharey=True)
+    for axis, shown in ((left, aps), (right, differences)):
+        for name, values in shown.items():
+            row = names.index(name)
+            for seed, value in values.items():
+                axis.plot(value, row + offsets[seed], 'o', ms=4, color=colors[seed])
+            if values:
+                axis.vlines(np.mean(list(values.values())), row - 0.36, row + 0.36, color='black', lw=1.5)
+    for name, interval in intervals.items():
+        right.fill_betweenx([names.index(name) - 0.36, names.index(name) + 0.36], *interval, color='black', alpha=0.12, lw=0)
+    right.axvline(0, color='black', lw=0.8, ls='--')
+    left.set(xlabel=f'{ap_label}; bar: mean over seeds')
+    right.set(xlabel=f'minus that of {baseline} with the same seed; band: 95 % interval')
+    left.set_yticks(range(len(names)), names)
+    left.set_ylim(len(names) - 0.4, -0.6)
+    for axis in (left, right):
+        axis.grid(alpha=0.3, axis='x')
+    handles = [plt.Line2D([], [], marker='o', ls='', ms=4, color=colors[seed], label=f'seed {seed}') for seed in seeds]
+    right.legend(handles=handles, fontsize=8, loc='center left', bbox_to_anchor=(1, 0.5))
+    write_figure(figure, out)
+
+
+def draw_learning(logs: Mapping[str, Sequence[list[dict]]], metric: str, ap_label: str, out: Path) -> None:
+    """The training loss, and the AP where it is taken more than once, against iterations: means over seeds, and standard deviations.
+
+    Args:
+        logs: of each run the entries of its seeds, as ``read_scalars`` gives them.
+        metric: of mmdet's, such as ``bbox_mAP``.
+    """
+    curves = {'training loss': collect_curves(logs, 'loss'), ap_label: collect_curves(logs, f'coco/{metric}', 100)}
+    curves = {label: runs for label, runs in curves.items() if any(len(curve) > 1 for curve in runs.values())}
+    columns = -(-len(logs) // LEGEND_ROWS)
+    figure, axes = plt.subplots(1, len(curves), figsize=(6 * len(curves) + 1.2 * columns, 4.5), squeeze=False)
+    styles = {
+        name: dict(color=color, ls=('-', '--', ':')[index // 10 % 3])
+        for index, (name, color) in enumerate(zip(logs, run_colors(len(logs)), strict=True))
+    }
+    for axis, (label, runs) in zip(axes.flat, curves.items(), strict=True):
+        for name, curve in runs.items():
+            steps, means = list(curve), np.array([np.mean(values) for values in curve.values()])
+            width = np.array([spread(values) for values in curve.values()])
+            marker = 'o' if len(steps) <= MARKED_POINTS else ''
+            axis.plot(steps, means, marker=marker, ms=4, lw=1.5, label=name, **styles[name])
+            axis.fill_between(steps, means - width, means + width, color=styles[name]['color'], alpha=0.12, lw=0)
+        axis.set(xlabel='iteration', ylabel=label)
+        axis.grid(alpha=0.3)
+    if 'training loss' in curves:
+        axes[0, 0].set_yscale('log')
+    axes[0, -1].legend(fontsize=8, loc='center left', bbox_to_anchor=(1, 0.5), ncols=columns)
+    write_figure(figure, out)
+
+
+def collect_curves(logs: Mapping[str, Sequence[list[dict]]], key: str, scale: float = 1) -> dict[str, dict[int, list[float]]]:
+    """Of each run the seeds' values of a scalar, by iteration; what COCO gives as -1 for none is left out."""
+    curves: dict[str, dict[int, list[float]]] = {}
+    for name, seeds in logs.items():
+        curve: dict[int, list[float]] = {}
+        for entry in (entry for entries in seeds for entry in entries if entry.get(key, -1) >= 0):
+            curve.setdefault(entry['step'], []).append(scale * entry[key])
+        curves[name] = dict(sorted(curve.items()))
+    return {name: curve for name, curve in curves.items() if curve}
+
+
+def spread(values: Sequence[float]) -> float:
+    """The sample standard deviation; 0 of a single value, for which no bar is drawn."""
+    return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+
+
+def run_colors(count: int) -> list[tuple[float, float, float]]:
+    """As many colours, different as far as there are."""
+    colors = plt.colormaps['tab10'].colors  # type: ignore[attr-defined]
+    return [colors[index % len(colors)] for index in range(count)]
+
+
+def place_labels(
+    figure: plt.Figure, axis: plt.Axes, points: Mapping[str, tuple[float, float]], colors: Mapping[str, tuple[float, float, float]]
+) -> None:
+    """Write each point's name beside it, at the nearest place that covers neither another name nor a point."""
+    figure.tight_layout()  # as it will be written: places depend on it
+    frame, unit = axis.get_window_extent(), figure.dpi / 72
+    taken = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in axis.transData.transform(list(points.values()))]
+    angles = np.linspace(0, 2 * np.pi, 16, endpoint=False)
+    for name, point in points.items():
+        style: dict[str, Any] = dict(ha='center', va='center', fontsize=8, color=colors[name], in_layout=False)
+        label = axis.annotate(name, point, (0, 0), textcoords='offset points', **style)
+        size = label.get_window_extent()
+        for distance, angle in itertools.product(range(6, 200, 6), angles):
+            place = np.cos(angle) * (distance + size.width / unit / 2), np.sin(angle) * (distance + size.height / unit / 2)
+            box = size.translated(unit * place[0], unit * place[1])
+            if frame.count_contains(box.corners()) == 4 and not box.count_overlaps(taken):
+                break
+        taken.append(box)
+        label.set_position(place)
+        if distance > LEADER_DISTANCE:
+            line = dict(arrowstyle='-', lw=0.5, color=colors[name], shrinkA=0, shrinkB=2)
+            axis.annotate('', point, place, textcoords='offset points', arrowprops=line, in_layout=False)
+
+
 def write_figure(figure: plt.Figure, out: Path) -> None:
-    """Lay out, write and close."""
+    """Lay out, write and close. The file is whole or, where there is no room for it, as it was."""
     figure.tight_layout()
-    figure.savefig(out, dpi=120)
-    plt.close(figure)
+    part = out.with_name(f'{out.name}.part')
+    try:
+        figure.savefig(part, dpi=120, format=out.suffix.removeprefix('.') or 'png')
+        os.replace(part, out)
+    finally:
+        part.unlink(missing_ok=True)
+        plt.close(figure)
