@@ -576,6 +576,7 @@ HOSTILE = {
     'export_detector.py config.py hostile.pth --out a.onnx --images data/images': f'export_detector: hostile.pth{REFUSED}',
     'visualize.py config.py hostile.pth image.png --out a.png': f'visualize: hostile.pth{REFUSED}',
     'companions.py --model config.py hostile.pth --images data/images --out a.json': f'companions: hostile.pth{REFUSED}',
+    'spectrum.py config.py hostile.pth --images data/images --out a.png': f'spectrum: hostile.pth{REFUSED}',
     'preflight.py pretrained.py': 'works',
     'complexity.py pretrained.py': 'works',
 }

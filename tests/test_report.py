@@ -89,7 +89,7 @@ def test_means_and_spreads(results):
 
 def test_differences_are_of_the_same_seed(results):
     found, _ = report.evaluate([results])
-    rows, ps = found['differences']['bbox_mAP'], {}
+    rows, ps = found['differences']['bbox_mAP']['plain'], {}
     for name, above in {'low2': 4, 'low4': 2}.items():
         differences = [AP[name][seed] - AP['plain'][seed] for seed in AP['plain'] if seed in AP[name]]
         mean, interval, ps[name] = by_hand(differences)
@@ -101,7 +101,7 @@ def test_differences_are_of_the_same_seed(results):
     assert rows['low2']['p_holm'] == pytest.approx(2 * ps['low2'])
     assert rows['low4']['p_holm'] == pytest.approx(max(2 * ps['low2'], ps['low4']))
     assert rows['se'] == dict(n=1, mean=pytest.approx(0.01), interval=None, above=1, p=None, p_holm=None)
-    assert found['differences']['segm_mAP']['low4'] == dict(n=0, mean=None, interval=None, above=0, p=None, p_holm=None)
+    assert found['differences']['segm_mAP']['plain']['low4'] == dict(n=0, mean=None, interval=None, above=0, p=None, p_holm=None)
 
 
 def test_holm():
@@ -120,8 +120,9 @@ def test_holm():
 def test_differences_that_are_all_the_same(tmp_path):
     rows = [row(name, seed, ap) for name, ap in {'plain': 0.3, 'low2': 0.3, 'se': 0.4}.items() for seed in range(3)]
     found, _ = report.evaluate([write(tmp_path, rows)])
-    assert found['differences']['bbox_mAP']['low2'] == dict(n=3, mean=0, interval=[0, 0], above=0, p=None, p_holm=None)
-    assert found['differences']['bbox_mAP']['se']['interval'] == pytest.approx([0.1, 0.1])
+    rows = found['differences']['bbox_mAP']['plain']
+    assert rows['low2'] == dict(n=3, mean=0, interval=[0, 0], above=0, p=None, p_holm=None)
+    assert rows['se']['interval'] == pytest.approx([0.1, 0.1])
 
 
 TEXT = """\
@@ -231,9 +232,33 @@ def test_seeds_of_different_configs(tmp_path):
     assert found['obstacles'] == ['the seeds of plain ran different configs (digests 12e45675, 12e45670), so they are not comparable']
 
 
+def test_runs_of_several_baselines(tmp_path):
+    """Each is a table of its own, whose p-values are adjusted for its rows, and whose rows alone must be comparable."""
+    values = {'plain': [0.3, 0.32], 'se': [0.31, 0.34], 'plain-3x': [0.4, 0.41], 'se-3x': [0.42, 0.425]}
+    rows = [row(name, seed, ap) for name, aps in values.items() for seed, ap in enumerate(aps)]
+    for index in (4, 5, 6, 7):
+        rows[index] |= dict(iterations=120, seconds_per_iteration=2.0 if index < 6 else 3.0)
+    runs = '\n'.join(f'  {name}: {{config: a.py, baseline: {name.replace("se", "plain")}}}' for name in values)
+    found, _ = report.evaluate([write(tmp_path, rows, f'runs:\n{runs}')])
+    assert found['obstacles'] == []
+    tables = found['differences']['bbox_mAP']
+    assert {baseline: list(table) for baseline, table in tables.items()} == {'plain': ['se'], 'plain-3x': ['se-3x']}
+    for baseline, name in {'plain': 'se', 'plain-3x': 'se-3x'}.items():
+        mean, interval, p = by_hand([first - second for first, second in zip(values[name], values[baseline], strict=True)])
+        assert tables[baseline][name].pop('interval') == pytest.approx(interval)
+        assert tables[baseline][name] == pytest.approx(dict(n=2, mean=mean, above=2, p=p, p_holm=p))
+    assert found['runs']['se-3x']['relative_time'] == dict(n=2, mean=1.5, std=0)
+    found, table = report.evaluate([tmp_path])
+    text = report.render(found, {})
+    assert "time relative to the run's baseline with the same seed" in text
+    assert '## Box AP minus that of plain-3x\n' in text
+    assert len(report.draw(found, table, [tmp_path], tmp_path)) == 2
+    assert is_picture(tmp_path / 'seeds.png')
+
+
 def test_a_baseline_that_has_not_finished(tmp_path, monkeypatch):
     found = run(monkeypatch, write(tmp_path, [row('se', 0, 0.3)]))
-    assert found['differences'] == {}
+    assert found['differences'] == {'bbox_mAP': {}, 'segm_mAP': {}}
     assert 'The baseline plain has not finished, so there are no differences to it.' in (tmp_path / 'report.md').read_text()
 
 
@@ -246,7 +271,7 @@ def test_all_figures(tmp_path, monkeypatch):
     """With the logs and the singles that the plan asks for, one of them missing."""
     rows = all_rows()
     rows += [row(f'single-{u}{v}', 0, 0.3 + 0.01 * u + 0.001 * v, segm_mAP='') for u in range(7) for v in range(7) if (u, v) != (6, 6)]
-    write(tmp_path, rows, PLAN + 'singles: {config: fca.py}\n')
+    write(tmp_path, rows, PLAN + ''.join(f'  single-{u}{v}: {{config: fca.py, seeds: 1}}\n' for u in range(7) for v in range(7)))
     (tmp_path / 'frequencies.json').write_text(json.dumps(dict(metric='bbox_mAP', ranking=[], frequencies=[[6, 5], [6, 4]])))
     for name in ('plain', 'low2'):
         for seed in range(2):
@@ -353,7 +378,7 @@ BAD = {
     'baseline': (
         'plan.yml',
         f'baseline: none\n{PLAN}',
-        'the baseline none of .*plan.yml is none of its runs: make it one of plain, low2, .*',
+        'the baseline none of plain in .*plan.yml is none of its runs: make it one of plain, low2, .*',
     ),
     'metric': ('plan.yml', f'metric: AP\n{PLAN}', 'the metric AP of the plan is none of the results: make it one of bbox_mAP, .*'),
     'published': (

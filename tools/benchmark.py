@@ -42,6 +42,7 @@ from mmdet.testing import demo_mm_inputs
 from mmengine.hub import get_config
 from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
+from preflight import check_out
 from torch import Tensor, nn
 
 from fca_mmdet import EfficientChannelAttention, FcaBottleneck, FcaResNet, MultiSpectralAttention, SqueezeExcitation, folding
@@ -500,6 +501,8 @@ def main() -> None:
     names = ['ResNet'] + [name for name in names or possible if name != 'ResNet']
     if not set(names) <= {*possible, *ON_REQUEST}:
         parser.error(f"the blocks of depth {setting.depth} have no plugin slot in mmdet's ResNet: choose --backbones of {possible}")
+    if out:
+        check_out(out)
     torch.set_num_threads(setting.threads)
     former: dict = json.loads(out.read_text()) if what == 'record' and out and out.exists() else {}
     if former and former['machine'] != machine(setting.device):

@@ -23,6 +23,7 @@ from mmdet.structures.bbox import bbox_overlaps
 from mmdet.utils import get_test_pipeline_cfg
 from mmengine.structures import InstanceData
 from mmengine.utils import track_iter_progress
+from preflight import check_out
 from torch import Tensor, nn
 
 from fca_mmdet import CheckpointError
@@ -109,6 +110,7 @@ def main() -> None:
     paths = sorted(path for path in arguments.images.glob('*') if path.suffix.lower() in SUFFIXES)[: arguments.count]
     if not paths:
         sys.exit(f'companions: there is no image ({", ".join(SUFFIXES)}) in {arguments.images}')
+    check_out(arguments.out)
     refuse_pickled_code()
     results = {}
     for config, checkpoint in arguments.model:

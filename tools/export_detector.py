@@ -35,6 +35,7 @@ from mmdet.models.roi_heads.mask_heads import FCNMaskHead
 from mmdet.structures import DetDataSample
 from mmdet.utils import get_test_pipeline_cfg
 from mmengine.structures import InstanceData
+from preflight import check_out
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -263,6 +264,7 @@ def main() -> None:
     images = sorted(path for path in arguments.images.glob('*') if path.suffix.lower() in ('.jpg', '.jpeg', '.png'))[: arguments.count]
     if not images:
         parser.error(f'no .jpg or .png in {arguments.images}')
+    check_out(arguments.out)
     refuse_pickled_code()
     try:
         model = Exportable(init_detector(str(arguments.config), str(arguments.checkpoint), device='cpu'))

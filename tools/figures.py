@@ -281,13 +281,17 @@ def draw_heat_map(aps: Mapping[Frequency, float], chosen: Sequence[Frequency], a
 
 
 def draw_seeds(
-    aps: Mapping[str, Mapping[int, float]], baseline: str, intervals: Mapping[str, tuple[float, float]], ap_label: str, out: Path
+    aps: Mapping[str, Mapping[int, float]],
+    baselines: Mapping[str, str],
+    intervals: Mapping[str, tuple[float, float]],
+    ap_label: str,
+    out: Path,
 ) -> None:
     """A dot per seed and run (left), and what each seed gains over the baseline's run of that seed (right).
 
     Args:
         aps: of each run the AP by seed.
-        baseline: the run that differences are taken to.
+        baselines: of each run the one that its differences are taken to; itself for none.
         intervals: of the mean differences, by run; those that are missing are not drawn.
     """
     names = list(aps)
@@ -295,9 +299,9 @@ def draw_seeds(
     colors = dict(zip(seeds, run_colors(len(seeds)), strict=True))
     offsets = dict(zip(seeds, np.linspace(-0.22, 0.22, len(seeds)) if len(seeds) > 1 else [0], strict=True))
     differences = {
-        name: {seed: ap - aps[baseline][seed] for seed, ap in values.items() if seed in aps[baseline]}
+        name: {seed: ap - base[seed] for seed, ap in values.items() if seed in base}
         for name, values in aps.items()
-        if name != baseline and baseline in aps
+        if name != baselines[name] and (base := aps.get(baselines[name]))
     }
     figure, (left, right) = plt.subplots(1, 2, figsize=(12, 1.6 + 0.42 * len(names)), sharey=True)
     for axis, shown in ((left, aps), (right, differences)):
@@ -311,7 +315,7 @@ def draw_seeds(
         right.fill_betweenx([names.index(name) - 0.36, names.index(name) + 0.36], *interval, color='black', alpha=0.12, lw=0)
     right.axvline(0, color='black', lw=0.8, ls='--')
     left.set(xlabel=f'{ap_label}; bar: mean over seeds')
-    right.set(xlabel=f'minus that of {baseline} with the same seed; band: 95 % interval')
+    right.set(xlabel=f'minus that of {name_baseline(baselines)} with the same seed; band: 95 % interval')
     left.set_yticks(range(len(names)), names)
     left.set_ylim(len(names) - 0.4, -0.6)
     for axis in (left, right):
@@ -360,6 +364,12 @@ def collect_curves(logs: Mapping[str, Sequence[list[dict]]], key: str, scale: fl
             curve.setdefault(entry['step'], []).append(scale * entry[key])
         curves[name] = dict(sorted(curve.items()))
     return {name: curve for name, curve in curves.items() if curve}
+
+
+def name_baseline(baselines: Mapping[str, str]) -> str:
+    """What differences are taken to, in words, given of each run its baseline."""
+    names = set(baselines.values())
+    return names.pop() if len(names) == 1 else "the run's baseline"
 
 
 def spread(values: Sequence[float]) -> float:

@@ -8,6 +8,7 @@ Needs the extra 'experiments'.
 """
 
 import argparse
+import itertools
 import json
 import re
 import sys
@@ -25,6 +26,7 @@ from figures import (
     draw_heat_map,
     draw_learning,
     draw_seeds,
+    name_baseline,
     read_scalars,
 )
 from preflight import check_out
@@ -40,6 +42,7 @@ OPTIONAL = ('config', 'frequencies')
 """Columns of the results; of optional ones a cell may be empty."""
 AP_LABELS = {'bbox_mAP': 'box AP', 'segm_mAP': 'mask AP'}
 COLUMNS = {'bbox_mAP': 'box AP', 'bbox_mAP_50': 'AP50', 'bbox_mAP_75': 'AP75', 'segm_mAP': 'mask AP'}
+PUBLISHED_LABELS = {**COLUMNS, 'segm_mAP_50': 'mask AP50', 'segm_mAP_75': 'mask AP75'}
 CONFIDENCE = 0.95
 SINGLE = 'single-'
 NONE = 'none'
@@ -48,7 +51,7 @@ FAILED_TAIL = 1500
 
 
 def read_plan(folders: Sequence[Path]) -> dict:
-    """The plans of all folders as one: the first one's seeds, baseline and metric, and everyone's runs.
+    """The plans of all folders as one: the first one's seeds, baseline and metric, and everyone's runs, each with its baseline.
 
     Raises:
         SystemExit: a folder without a plan, a plan without runs, an unknown baseline, or a published AP that is none.
@@ -62,15 +65,17 @@ def read_plan(folders: Sequence[Path]) -> dict:
             refuse(f'{path} cannot be read ({flatten(error)}): give the folder that tools/experiment.py wrote')
         if not isinstance(plan, dict) or not isinstance(plan.get('runs'), dict) or not plan['runs']:
             refuse(f'{path} is no plan of tools/experiment.py: it has no runs')
-        runs = merged.get('runs', {})
-        merged = {**plan, **merged, 'runs': runs | {name: run for name, run in plan['runs'].items() if name not in runs}}
-        if plan.get('baseline', next(iter(plan['runs']))) not in merged['runs']:
-            refuse(f'the baseline {plan["baseline"]} of {path} is none of its runs: make it one of {", ".join(plan["runs"])}')
+        plan.setdefault('baseline', next(iter(plan['runs'])))
         for name, run in plan['runs'].items():
+            if run.setdefault('baseline', plan['baseline']) not in plan['runs']:
+                refuse(
+                    f'the baseline {run["baseline"]} of {name} in {path} is none of its runs: make it one of {shorten(list(plan["runs"]))}'
+                )
             for metric, value in run.get('published', {}).items():
                 if metric != 'source' and not (isinstance(value, int | float) and 0 <= value <= 1):
                     refuse(f'the published {metric} of {name} in {path} is {value!r}: give it as COCO does, 0 to 1')
-    merged.setdefault('baseline', next(iter(merged['runs'])))
+        runs = merged.get('runs', {})
+        merged = {**plan, **merged, 'runs': runs | {name: run for name, run in plan['runs'].items() if name not in runs}}
     return merged
 
 
@@ -176,8 +181,7 @@ def collect_states(plan: dict, rows: pd.DataFrame, folders: Sequence[Path]) -> d
     """What became of the runs: ``finished``, ``failed`` and ``begun`` as their folders say, and those ``not begun``."""
     finished = {(name, int(seed)) for name, seed in zip(rows['name'], rows['seed'], strict=True)}
     states: dict[str, list[str]] = {'finished': [], 'failed': [], 'begun, not finished': [], 'not begun': []}
-    singles = {f'{SINGLE}{u}{v}': {'seeds': 1, **plan['singles']} for u, v in spectrum()} if plan.get('singles') else {}
-    for name, run in {**singles, **plan['runs']}.items():
+    for name, run in plan['runs'].items():
         prepared = {int(path.name[5:]) for folder in folders for path in (folder / name).glob('seed-*') if path.name[5:].isdigit()}
         expected = prepared or set(range(run.get('seeds', plan.get('seeds', 1))))
         for seed in sorted(expected | {seed for other, seed in finished if other == name}):
@@ -194,11 +198,11 @@ def collect_states(plan: dict, rows: pd.DataFrame, folders: Sequence[Path]) -> d
     return states
 
 
-def find_obstacles(rows: pd.DataFrame) -> list[str]:
-    """Why rows cannot be compared with each other: other versions, other lengths, or configs that changed between seeds."""
+def find_obstacles(rows: pd.DataFrame, baselines: Mapping[str, str]) -> list[str]:
+    """Why rows of one baseline, or the singles, cannot be compared: other versions or lengths, or configs that changed between seeds."""
     obstacles = []
-    singles = rows['name'].str.startswith(SINGLE)
-    for part in (rows[~singles], rows[singles]):
+    groups_of_rows = rows.groupby(rows['name'].map(baselines).fillna(SINGLE), sort=False)
+    for _, part in groups_of_rows:
         for column in (*VERSIONS, 'iterations', 'device'):
             if part[column].nunique() > 1:
                 groups = [f'{value:.0f}' if column == 'iterations' else value for value in part[column].unique()]
@@ -225,17 +229,16 @@ def spectrum() -> list[Frequency]:
 def evaluate(folders: Sequence[Path]) -> tuple[dict, pd.DataFrame]:
     """All numbers of the report, as report.json has them, and the rows that they are of. APs are as COCO gives them, 0 to 1."""
     plan, rows = read_plan(folders), read_results(folders)
-    baseline = plan['baseline']
     metrics = [column for column in rows if column.startswith(('bbox_', 'segm_'))]
     known = set(rows['name'])
-    names = [name for name in plan['runs'] if name in known] + sorted(
-        name for name in known if name not in plan['runs'] and not name.startswith(SINGLE)
-    )
+    names = [name for name in [*plan['runs'], *sorted(known - plan['runs'].keys())] if name in known and not name.startswith(SINGLE)]
     seconds = rows.pivot(index='seed', columns='name', values='seconds_per_iteration')
+    baselines = {name: plan['runs'].get(name, plan)['baseline'] for name in names}
     runs = {}
-    for name in names:
+    for name, baseline in baselines.items():
         mine = rows[rows['name'] == name]
         runs[name] = dict(
+            baseline=baseline,
             config=mine['config'].dropna().iloc[0] if mine['config'].notna().any() else None,
             frequencies=json.loads(mine['frequencies'].iloc[0]) if mine['frequencies'].notna().all() else None,
             seeds=[int(seed) for seed in mine['seed']],
@@ -247,24 +250,25 @@ def evaluate(folders: Sequence[Path]) -> tuple[dict, pd.DataFrame]:
             published=plan['runs'].get(name, {}).get('published'),
             chosen=bool(plan['runs'].get(name, {}).keys() & {'best', 'selected_by'}),
         )
-    differences: dict[str, dict] = {}
-    for metric in AP_LABELS:
-        if baseline in runs and metric in rows and rows[metric].notna().any():
-            found = {name: compare(rows, name, baseline, metric) for name in names if name != baseline}
+    differences: dict[str, dict] = {metric: {} for metric in AP_LABELS if metric in rows and rows[metric].notna().any()}
+    for metric, baseline in itertools.product(differences, dict.fromkeys(baselines.values())):
+        compared = [name for name in names if baselines[name] == baseline != name]
+        if compared and baseline in runs:
+            found = {name: compare(rows, name, baseline, metric) for name in compared}
             adjusted = holm({name: row['p'] for name, row in found.items() if row['p'] is not None})
-            differences[metric] = {name: {**row, 'p_holm': adjusted.get(name)} for name, row in found.items()}
+            differences[metric][baseline] = {name: {**row, 'p_holm': adjusted.get(name)} for name, row in found.items()}
     chosen: dict = next((json.loads(path.read_text()) for folder in folders if (path := folder / 'frequencies.json').exists()), {})
     metric = plan.get('metric', 'bbox_mAP')
     if metric not in metrics:
         refuse(f'the metric {metric} of the plan is none of the results: make it one of {", ".join(metrics)}')
     singles = rows[rows['name'].str.startswith(SINGLE)]
     report = dict(
-        baseline=baseline,
+        baseline=plan['baseline'],
         metric=metric,
         confidence=CONFIDENCE,
         **{column: list(rows[column].unique()) for column in (*VERSIONS, 'device')},
         states=collect_states(plan, rows, folders),
-        obstacles=find_obstacles(rows),
+        obstacles=find_obstacles(rows, baselines),
         runs=runs,
         differences=differences,
         singles={name.removeprefix(SINGLE): summarize(mine[metric]) for name, mine in singles.groupby('name')},
@@ -284,19 +288,16 @@ def render(report: dict, figures: Mapping[str, str]) -> str:
     parts += [f'{state.capitalize()}: {shorten(runs, 20)}.' for state, runs in states.items() if runs and state != 'finished']
     parts += [f'**Warning:** {obstacle}.' for obstacle in report['obstacles']]
     parts += ['## Results', render_runs(report), describe_runs(report)]
-    for metric, rows in report['differences'].items():
-        if rows:
-            parts += [
-                f'## {AP_LABELS[metric][0].upper()}{AP_LABELS[metric][1:]} minus that of {report["baseline"]}',
-                render_differences(rows),
-            ]
+    for metric, tables in report['differences'].items():
+        for baseline, rows in tables.items():
+            parts += [f'## {AP_LABELS[metric][0].upper()}{AP_LABELS[metric][1:]} minus that of {baseline}', render_differences(rows)]
     if any(report['differences'].values()):
         parts.append(
             f'Differences of 100 x AP between runs of the same seed: mean and {100 * CONFIDENCE:.0f} % t interval. p is of a paired t test'
             ' (two-sided); Holm adjusts it for the number of rows of its table.'
         )
-    elif report['baseline'] not in report['runs']:
-        parts.append(f'The baseline {report["baseline"]} has not finished, so there are no differences to it.')
+    for baseline in sorted({run['baseline'] for run in report['runs'].values()} - report['runs'].keys()):
+        parts.append(f'The baseline {baseline} has not finished, so there are no differences to it.')
     if report['singles']:
         parts += ['## Each frequency alone', render_singles(report)]
     parts += [f'![{title}]({file})' for file, title in figures.items()]
@@ -311,10 +312,12 @@ def render_runs(report: dict) -> str:
     header = ['run', 'seeds', *shown.values(), 'parameters, M', 's/iteration, relative', *(['published'] if published else [])]
     lines = []
     for name, run in runs.items():
-        relative = '1' if name == report['baseline'] else show_spread(run['relative_time'], 1, 2)
+        relative = '1' if name == run['baseline'] else show_spread(run['relative_time'], 1, 2)
         cells = [show_spread(run['figures'][metric]) for metric in shown]
         figures = [
-            f'{AP_LABELS.get(metric, metric)} {100 * value:.1f}' for metric, value in (run['published'] or {}).items() if metric != 'source'
+            f'{PUBLISHED_LABELS.get(metric, metric)} {100 * value:.1f}'
+            for metric, value in (run['published'] or {}).items()
+            if metric != 'source'
         ]
         last = [f'{", ".join(figures)} (published)' if figures else ''] if published else []
         lines.append([name, str(len(run['seeds'])), *cells, f'{run["parameters"] / 1e6:.3f}', relative, *last])
@@ -329,7 +332,8 @@ def find_shown(runs: Mapping[str, dict]) -> dict[str, str]:
 def describe_runs(report: dict) -> str:
     """What the main table shows, and where its published values and chosen frequencies come from."""
     runs = report['runs']
-    lines = [f'100 x COCO AP, mean ± sample standard deviation over seeds; time relative to {report["baseline"]} with the same seed.']
+    base = name_baseline({name: run['baseline'] for name, run in runs.items()})
+    lines = [f'100 x COCO AP, mean ± sample standard deviation over seeds; time relative to {base} with the same seed.']
     if alone := [name for name, run in runs.items() if len(run['seeds']) == 1]:
         lines.append(f'One seed, so no spread: {", ".join(alone)}.')
     if any(run['figures'].get(metric, {}).get('n') == 0 for run in runs.values() for metric in find_shown(runs)):
@@ -390,6 +394,7 @@ def render_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 def draw(report: dict, rows: pd.DataFrame, folders: Sequence[Path], out: Path) -> dict[str, str]:
     """The figures that the results can fill. Returns their titles by file."""
     metric, baseline, runs = report['metric'], report['baseline'], report['runs']
+    baselines = {name: run['baseline'] for name, run in runs.items()}
     label = f'100 x {AP_LABELS.get(metric, metric)}'
     scored = rows[rows[metric].notna()]
     aps = {
@@ -401,16 +406,17 @@ def draw(report: dict, rows: pd.DataFrame, folders: Sequence[Path], out: Path) -
     if aps:
         intervals = {
             name: tuple(100 * end for end in row['interval'])
-            for name, row in report['differences'].get(metric, {}).items()
+            for table in report['differences'].get(metric, {}).values()
+            for name, row in table.items()
             if row['interval']
         }
-        draw_seeds(aps, baseline, intervals, label, out / 'seeds.png')
+        draw_seeds(aps, baselines, intervals, label, out / 'seeds.png')
         drawn['seeds.png'] = 'AP by seed'
         values = {name: list(by_seed.values()) for name, by_seed in aps.items()}
         seconds = rows.pivot(index='seed', columns='name', values='seconds_per_iteration')
-        times = {name: list((seconds[name] / seconds[baseline]).dropna()) for name in aps} if baseline in seconds else {}
+        times = {name: list((seconds[name] / seconds[baselines[name]]).dropna()) for name in aps if baselines[name] in seconds}
         costs = {
-            f'training time per iteration, relative to {baseline}': times,
+            f'training time per iteration, relative to {name_baseline(baselines)}': times,
             'parameters, M': {name: [runs[name]['parameters'] / 1e6] for name in aps},
         }
         draw_ap_against_cost(values, {name: cost for name, cost in costs.items() if any(cost.values())}, label, out / 'ap_cost.png')

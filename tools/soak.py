@@ -32,6 +32,7 @@ from mmdet.registry import MODELS
 from mmdet.testing import demo_mm_inputs
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
+from preflight import check_out
 
 from fca_mmdet import config_path
 from fca_mmdet.dct import CACHED_MAPS, cached_projection_maps
@@ -147,6 +148,8 @@ def main() -> int:
         parser.error(
             f'psutil {psutil.__version__} cannot ask the heap on this platform: it takes psutil >= 7.2, and glibc, macOS or Windows'
         )
+    if args.out:
+        check_out(args.out)
     found = {}
     for name in BACKBONES:
         with ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as own_process:
