@@ -93,8 +93,10 @@ def read_results(folders: Sequence[Path]) -> pd.DataFrame:
             table = pd.read_csv(path, dtype=str, keep_default_na=False, na_values=[''])
         except FileNotFoundError:
             refuse(f'there is no {path}: give the folder that tools/experiment.py wrote, once a run has finished')
+        except pd.errors.EmptyDataError:
+            table = pd.DataFrame()
         except (OSError, ValueError) as error:  # pandas' own errors are ValueErrors
-            table = pd.DataFrame() if isinstance(error, pd.errors.EmptyDataError) else refuse(f'{path} cannot be read: {flatten(error)}')
+            refuse(f'{path} cannot be read: {flatten(error)}')
         if table.empty:
             refuse(f'{path} is empty: no run has finished; tools/experiment.py goes on with what was begun')
         if absent := [column for column in (*TEXT, *NUMBERS) if column not in table]:
