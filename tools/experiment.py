@@ -101,10 +101,10 @@ def read_plan(path: Path) -> dict:
         refuse(f'{path} is no plan: it needs runs, each a name with a config')
     if unknown := plan.keys() - PLAN_KEYS:
         refuse(f'{path} has {", ".join(sorted(unknown))}; a plan has {", ".join(sorted(PLAN_KEYS))}')
+    plan.setdefault('baseline', next(iter(plan['runs'])))
     if singles := plan.get('singles'):
         pairs = [(u, v) for u in range(SPECTRUM) for v in range(SPECTRUM)]
         plan['runs'] = {f'single-{u}{v}': {'seeds': 1, **singles, 'frequencies': [[u, v]]} for u, v in pairs} | plan['runs']
-    plan.setdefault('baseline', next(iter(plan['runs'])))
     for name, run in plan['runs'].items():
         if not isinstance(run, dict) or 'config' not in run or run.keys() - RUN_KEYS:
             refuse(f'the run {name} of {path} is {run}: it needs a config, and may have {", ".join(sorted(RUN_KEYS - {"config"}))}')

@@ -59,7 +59,8 @@ def read_scalars(work_dir: Path) -> list[dict]:
     """mmengine's log of a work directory, all its runs merged: of several entries for a step the latest run's stands."""
     merged: dict[tuple, dict] = {}
     for path in sorted(work_dir.glob('*/vis_data/scalars.json')):
-        for line in path.read_text().splitlines():
+        *lines, _ = path.read_text().split('\n')  # the last one may be half-written
+        for line in lines:
             entry = json.loads(line)
             merged[entry['step'], 'loss' in entry] = entry
     return [merged[key] for key in sorted(merged)]
