@@ -57,7 +57,9 @@ setup(
         # With torchvision as it fits the installed torch.
         'classification': ['onedl-mmpretrain>=1.3.6', 'torchvision'],
         'segmentation': ['onedl-mmsegmentation>=1.4.2'],
+        'evaluation': ['hotcoco'],
         'experiments': ['pandas', 'scipy', 'rich'],
+        'ray': ['ray'],
         'onnx': ['onnx', 'onnxscript', 'onnxruntime'],
         'test': ['pytest', 'pytest-xdist', 'hypothesis', 'scipy', 'psutil>=7.2', 'model-index', 'ruff', 'mypy'],
     },

@@ -173,7 +173,7 @@ def prepare(stack: str, venv: Path, torch: str = TESTED_TORCH) -> None:
     _, minor, patch = torch.split('.')
     torchvision = f'torchvision==0.{int(minor) + TORCHVISION_MINOR}.{patch}'
     run([python, '-m', 'pip', 'install', '--quiet', *beside, torchvision], f'installing {torchvision} beside the environment')
-    run([*pip, '--no-build-isolation', '-e', f'{ROOT}[experiments,onnx,test]'], 'installing fca_mmdet and the test tools')
+    run([*pip, '--no-build-isolation', '-e', f'{ROOT}[evaluation,experiments,onnx,ray,test]'], 'installing fca_mmdet and the test tools')
     stamp.write_text(wanted)
     print(f'environment: {venv} is ready')
 
