@@ -107,8 +107,9 @@ def run_job(data: Path, work_dir: Path, config: Path = CONFIG) -> dict:
     cfg = make_config(config, data, work_dir, read_classes(data))
     check(cfg)
     checkpoint = work_dir / f'iter_{cfg.train_cfg.max_iters}.pth'
-    cfg.resume = True  # from the latest checkpoint in work_dir, if there is one; after the last, what is left of the evaluations
-    Runner.from_cfg(cfg.copy()).train()
+    if not checkpoint.exists():
+        cfg.resume = True  # from the latest checkpoint in work_dir, if there is one
+        Runner.from_cfg(cfg.copy()).train()
     cfg.resume, cfg.load_from = False, str(checkpoint)
     cfg.work_dir = str(work_dir / 'test')
     runner = Runner.from_cfg(cfg)

@@ -44,7 +44,7 @@ annotations = dict(train='annotations/train.json', val='annotations/val.json')
 train_dataloader = dict(
     batch_size=4,
     num_workers=1,
-    sampler=dict(_delete_=True, type='ResumableInfiniteSampler'),
+    sampler=dict(_delete_=True, type='InfiniteSampler', shuffle=True),
     batch_sampler=None,
     dataset=dict(ann_file=annotations['train'], data_prefix=dict(img='images/'), pipeline=train_pipeline),
 )
@@ -60,9 +60,5 @@ param_scheduler = [
 ]
 auto_scale_lr = dict(base_batch_size=4)
 
-default_hooks = dict(
-    logger=dict(interval=25, log_metric_by_epoch=False),
-    # Killed and resumed it ends as if it had run through (docs/faults).
-    checkpoint=dict(type='ResumableCheckpointHook', by_epoch=False, interval=100, max_keep_ckpts=2),
-)
+default_hooks = dict(logger=dict(interval=25, log_metric_by_epoch=False), checkpoint=dict(by_epoch=False, interval=100, max_keep_ckpts=2))
 log_processor = dict(by_epoch=False, window_size=25)

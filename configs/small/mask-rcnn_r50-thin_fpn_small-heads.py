@@ -21,4 +21,7 @@ train_pipeline = [
     dict(type='RandomFlip', prob=0.75, direction=['horizontal', 'vertical', 'diagonal']),
     dict(type='PackDetInputs'),
 ]
-train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
+# Killed and resumed it ends as if it had run through (docs/faults).
+train_dataloader = dict(sampler=dict(_delete_=True, type='ResumableInfiniteSampler'), dataset=dict(pipeline=train_pipeline))
+default_hooks = dict(checkpoint=dict(type='ResumableCheckpointHook'))
+
