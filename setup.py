@@ -57,7 +57,7 @@ setup(
         # With torchvision as it fits the installed torch.
         'classification': ['onedl-mmpretrain>=1.3.6', 'torchvision'],
         'segmentation': ['onedl-mmsegmentation>=1.4.2'],
-        'evaluation': ['hotcoco'],
+        'evaluation': ['hotcoco>=1.3'],
         'experiments': ['pandas', 'scipy', 'rich'],
         'ray': ['ray'],
         'onnx': ['onnx', 'onnxscript', 'onnxruntime'],

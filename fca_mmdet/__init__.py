@@ -19,6 +19,7 @@ from . import resume  # noqa: E402, F401
 from .attention import MultiSpectralAttention, stage_plugins  # noqa: E402
 from .baselines import EfficientChannelAttention, SqueezeExcitation  # noqa: E402
 from .checkpoint import CheckpointError  # noqa: E402
+from .evaluation import FastCocoMetric  # noqa: E402
 from .frequency import FREQUENCY_SETS, Frequency  # noqa: E402
 from .padding import OrientedDetDataPreprocessor  # noqa: E402
 from .resnet import FcaBasicBlock, FcaBottleneck, FcaResNet, FcaResNetV1d, FcaResNeXt, FcaResNeXtBottleneck  # noqa: E402
@@ -28,6 +29,7 @@ __all__ = [
     'FREQUENCY_SETS',
     'CheckpointError',
     'EfficientChannelAttention',
+    'FastCocoMetric',
     'FcaBasicBlock',
     'FcaBottleneck',
     'FcaResNeXt',

@@ -17,6 +17,8 @@ class HotCOCOeval(COCOeval):
     ``eval`` holds the same ``precision`` and ``scores``, ``[T, R, K, A, M]``, and ``recall``, ``[T, K, A, M]``, bit for bit; there is no
     ``evalImgs``, and the figures are for the parameters that ``evaluate`` saw.
 
+    Annotation ids must be distinct and positive: pycocotools takes a match with an object of id 0 for none, and this one does not.
+
     Raises:
         ValueError: a box, area or score that is not a number, or what hotcoco does not take: ids that are not integers from 0 on.
     """
@@ -36,7 +38,7 @@ class HotCOCOeval(COCOeval):
             self._hot.params.useCats = bool(p.useCats)
             self._hot.evaluate()
         except (TypeError, ValueError) as error:
-            raise ValueError(f"hotcoco does not take these annotations or results ({error}): use type='CocoMetric'") from error
+            raise ValueError(f'hotcoco does not take these annotations or results ({error}): use CocoMetric') from error
 
     def _convert(self, coco: COCO) -> Any:
         import hotcoco
@@ -47,7 +49,7 @@ class HotCOCOeval(COCOeval):
             rank = {category: index for index, category in enumerate(p.catIds)}
             annotations.sort(key=lambda annotation: rank[annotation['category_id']])
         for annotation in annotations:
-            # A sum of five is not a number if one of them is not: it costs a tenth of five questions.
+            # One question instead of six: a sum is not a number if one of its terms is not.
             if math.isnan(sum(annotation.get('bbox', ()), annotation['area'] + annotation.get('score', 0))):
                 found = {key: annotation.get(key) for key in ('bbox', 'area', 'score')}
                 raise ValueError(f'image {annotation["image_id"]} has {found}, which are not all numbers')
@@ -71,9 +73,9 @@ class FastCocoMetric(CocoMetric):
 
     Raises:
         ImportError: hotcoco is not installed.
-        ValueError: ``use_mp_eval=True``, which is another way to the same end; fewer than three ``proposal_nums``, or than six
-            ``iou_thrs`` with ``classwise=True``, which end CocoMetric with an IndexError after inference; later on, what
-            ``HotCOCOeval`` refuses.
+        ValueError: ``use_mp_eval=True``, which is another way to the same end; annotation ids that are not distinct, or 0,
+            which pycocotools takes for no match; fewer than three ``proposal_nums``, or than six ``iou_thrs`` with ``classwise=True``,
+            which end CocoMetric with an IndexError after inference; later on, what ``HotCOCOeval`` refuses.
 
     Example:
         >>> from mmdet.registry import METRICS
@@ -81,6 +83,7 @@ class FastCocoMetric(CocoMetric):
         ['bbox', 'segm']
     """
 
+    iou_thrs: Any
     # mmdet's function as it is, and another COCOeval among the globals that it sees: CocoMetric in the same process keeps its own.
     compute_metrics = FunctionType(CocoMetric.compute_metrics.__code__, {**vars(coco_metric), 'COCOeval': HotCOCOeval})
 
@@ -91,8 +94,11 @@ class FastCocoMetric(CocoMetric):
             raise ImportError("FastCocoMetric needs hotcoco: pip install 'fca_mmdet[evaluation]'") from error
         super().__init__(*args, **coco_metric_kwargs)
         if self.use_mp_eval:
+            raise ValueError('use_mp_eval=True is pycocotools in several processes: leave it out, or use CocoMetric')
+        ids = [annotation['id'] for annotation in self._coco_api.dataset.get('annotations', [])] if self._coco_api else []
+        if 0 in ids or len(set(ids)) < len(ids):
             raise ValueError(
-                "use_mp_eval=True runs pycocotools in processes, FastCocoMetric hotcoco: leave it out, or use type='CocoMetric'"
+                'annotation ids must be distinct and start at 1: pycocotools takes a match with 0 for none; renumber, or use CocoMetric'
             )
         self.iou_thrs = np.atleast_1d(self.iou_thrs)
         if self.metrics == ['proposal_fast']:

@@ -43,6 +43,18 @@ def test_a_detectors_training_step():
     assert re.search(r'\+ FCA, folded +training +\d+ ms \d\.\d\d .* peak +\d+ MiB', result.stdout)
 
 
+def test_evaluators_on_the_same_detections(tmp_path):
+    out = tmp_path / 'evaluation.json'
+    result = run('evaluation', '--images', 20, '--repeats', 1, '--threads', 1, '--out', out)
+    assert result.returncode == 0, result.stderr
+    assert '20 images, 144 objects, 80 classes, 100 detections an image, 1 threads' in result.stdout
+    for kind, measured in zip(('segm', 'bbox'), json.loads(out.read_text())['evaluation'], strict=True):
+        assert re.search(rf'{kind}  FastCocoMetric +\d+\.\d\d s 0\.\d+ ', result.stdout)
+        assert measured['equal']
+        assert 0.05 < measured['figures']['CocoMetric'][f'coco/{kind}_mAP'] < 0.95
+        assert measured['rows']['CocoMetric']['ratio'] == 1
+
+
 def test_a_backbone_that_a_depth_does_not_allow():
     result = run('backbone', '--depth', 18, '--backbones', '+ SE')
     assert result.returncode == 2

@@ -44,7 +44,9 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, 'argv', [*command, '--images', str(tmp_path)])
     main()
     found = json.loads((tmp_path / 'out' / 'found.json').read_text())['results']['mask-rcnn_fca-r50-thin_fpn_small-heads']
-    assert found['1.0'] == dict(without_counterpart=0, score_change=pytest.approx(0, abs=1e-5))
+    assert found['1.0'] == dict(
+        without_counterpart=0, without_counterpart_std=0, score_change=pytest.approx(0, abs=1e-5), score_change_std=0
+    )
     assert found['2.0']['without_counterpart'] > 0 or found['2.0']['score_change'] > 1e-3
     assert (tmp_path / 'out' / 'found.png').exists()
     monkeypatch.setattr(sys, 'argv', [*command, '--images', str(tmp_path / 'none')])

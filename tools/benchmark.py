@@ -6,7 +6,8 @@
     python tools/benchmark.py forms       # the two folded forms of a bottleneck, where one overtakes the other
     python tools/benchmark.py attention   # the layer alone, beside squeeze-and-excitation and a global average
     python tools/benchmark.py detector    # a training step of Mask R-CNN, on a GPU
-    python tools/benchmark.py record --out FILE.json  # all of these, in several settings; interrupted and started again, it goes on
+    python tools/benchmark.py evaluation  # COCO's figures of 5000 images, by pycocotools and by hotcoco
+    python tools/benchmark.py record --out FILE.json  # all but evaluation, in several settings; interrupted and started again, it goes on
 
 Every alternative lives in a process of its own, as it would be trained or deployed, and they take turns: what the machine does besides
 falls on all, and none profits from memory that another one made the allocator keep. A process keeps the luck of its heap for life, so all
@@ -17,6 +18,7 @@ trained ResNets, ``frozen_stages=1``. On CUDA, times are taken with events.
 
 import argparse
 import dataclasses
+import io
 import json
 import multiprocessing
 import os
@@ -24,25 +26,28 @@ import platform
 import resource
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from figures import describe_setting, draw_costs, draw_sizes
 from mmcv.cnn.bricks import ContextBlock
 from mmdet.models.backbones import ResNet
-from mmdet.registry import MODELS
+from mmdet.registry import METRICS, MODELS
 from mmdet.testing import demo_mm_inputs
 from mmengine.hub import get_config
 from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
 from preflight import check_out
+from pycocotools import mask as mask_api
 from torch import Tensor, nn
 
 from fca_mmdet import EfficientChannelAttention, FcaBottleneck, FcaResNet, MultiSpectralAttention, SqueezeExcitation, folding
@@ -374,6 +379,82 @@ def benchmark_forms(setting: Setting, repeats: int) -> list[dict]:
     return found
 
 
+def detection_set(images: int, seed: int = 0, classes: int = 80, detections: int = 100) -> tuple[dict, list[dict]]:
+    """Random ground truth, and detections of it with masks as a detector hands them to a metric; per image as many as COCO val has.
+
+    Objects are octagons of 8 to 400 pixels, one in a hundred a crowd. Up to half of an image's detections are objects, moved by about 6 %
+    of their size and four to an object; the others lie anywhere.
+    """
+    rng = np.random.default_rng(seed)
+    size = np.array([640, 480])
+    corners = np.array([[0.3, 0], [0.7, 0], [1, 0.3], [1, 0.7], [0.7, 1], [0.3, 1], [0, 0.7], [0, 0.3]])
+
+    def boxes(count: int) -> np.ndarray:
+        extent = np.minimum(np.exp(rng.uniform(np.log(8), np.log(400), (count, 2))), size)
+        return np.concatenate([rng.random((count, 2)) * (size - extent), extent], 1)
+
+    def octagons(found: np.ndarray) -> list:
+        return (found[:, None, :2] + corners * found[:, None, 2:]).reshape(-1, 16).tolist()
+
+    objects = round(images * 7.2)  # 36,000 for 5,000
+    owners, labels, truth = rng.integers(images, size=objects), rng.integers(classes, size=objects), boxes(objects)
+    annotations = [
+        dict(id=index + 1, image_id=int(owners[index]), category_id=int(labels[index]), bbox=truth[index].tolist(), segmentation=[octagon])
+        | dict(area=float(truth[index, 2:].prod() * 0.82), iscrowd=int(index % 100 == 0))
+        for index, octagon in enumerate(octagons(truth))
+    ]
+    samples = []
+    for image in range(images):
+        own = np.flatnonzero(owners == image).repeat(4)[: detections // 2]
+        moved = truth[own] + rng.normal(0, 0.06, (len(own), 4)) * np.tile(truth[own, 2:], 2)
+        found = np.concatenate([moved, boxes(detections - len(own))])
+        instances = dict(
+            bboxes=torch.tensor(np.concatenate([found[:, :2], found[:, :2] + found[:, 2:]], 1)),
+            scores=torch.tensor(rng.random(detections), dtype=torch.float32),
+            labels=torch.tensor(np.concatenate([labels[own], rng.integers(classes, size=detections - len(own))])),
+            masks=[rle for octagon in octagons(found) for rle in mask_api.frPyObjects([octagon], int(size[1]), int(size[0]))],
+        )
+        samples.append(dict(img_id=image, ori_shape=(int(size[1]), int(size[0])), pred_instances=instances))
+    sizes = [dict(id=image, width=int(size[0]), height=int(size[1])) for image in range(images)]
+    return dict(images=sizes, annotations=annotations, categories=[dict(id=index, name=str(index)) for index in range(classes)]), samples
+
+
+def benchmark_evaluation(setting: Setting, images: int, repeats: int) -> list[dict]:
+    """What follows inference, from data samples to the figures: mmdet's CocoMetric, and FastCocoMetric with the same figures."""
+    os.environ['RAYON_NUM_THREADS'] = str(setting.threads)  # hotcoco's; read when it starts its threads
+    MMLogger.get_instance('mmengine', log_level='ERROR')
+    truth, samples = detection_set(images)
+    classes = tuple(category['name'] for category in truth['categories'])
+    print(
+        f'{images} images, {len(truth["annotations"])} objects, {len(classes)} classes, 100 detections an image, {setting.threads} threads'
+    )
+    found = []
+    for kind in ('segm', 'bbox'):
+        if kind == 'bbox':  # what a metric finds in the samples it writes to a file, masks also if nobody asks for them
+            for sample in samples:
+                del sample['pred_instances']['masks']
+        with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
+            file = Path(folder, 'truth.json')
+            file.write_text(json.dumps(truth))
+            metrics = {name: METRICS.build(dict(type=name, ann_file=str(file), metric=kind)) for name in ('CocoMetric', 'FastCocoMetric')}
+        figures: dict[str, dict] = {}
+
+        def evaluate(name: str, metrics: dict = metrics, figures: dict = figures) -> None:
+            metrics[name].dataset_meta = dict(classes=classes)
+            with redirect_stdout(io.StringIO()):
+                metrics[name].process({}, samples)
+                figures[name] = metrics[name].evaluate(len(samples))
+
+        rows = in_turns({name: partial(evaluate, name) for name in metrics}, repeats, torch.device('cpu'), kind)
+        equal = figures['CocoMetric'] == figures['FastCocoMetric']
+        found.append({'metric': kind, 'images': images, 'threads': setting.threads, 'equal': equal, 'figures': figures, 'rows': rows})
+        for name, row in rows.items():
+            low, high = row['quartiles']
+            print(f'  {kind}  {name:14} {row["median"]:7.2f} s {row["ratio"]:.3f} ({low:.3f} - {high:.3f})', flush=True)
+        print(f'  {kind}  the figures are {"equal" if equal else "NOT equal"}: {figures["FastCocoMetric"]}', flush=True)
+    return found
+
+
 def _with_threshold(pixels: float, action: Callable[[], object]) -> object:
     former, folding.PRODUCT_PIXELS = folding.PRODUCT_PIXELS, pixels  # type: ignore[assignment]
     try:
@@ -480,7 +561,7 @@ def save_result(found: dict, setting: Setting, out: Path) -> None:
 def main() -> None:
     """Parse the command line, measure, print, write."""
     parser = argparse.ArgumentParser(description='Time frequency channel attention beside its peers.')
-    parser.add_argument('what', choices=('backbone', 'operators', 'sizes', 'attention', 'forms', 'detector', 'record'))
+    parser.add_argument('what', choices=('backbone', 'operators', 'sizes', 'attention', 'forms', 'detector', 'evaluation', 'record'))
     parser.add_argument('--depth', type=int, default=50)
     parser.add_argument('--batch', type=int, default=1)
     parser.add_argument('--size', type=int, nargs=2, default=(800, 1344), metavar=('HEIGHT', 'WIDTH'))
@@ -491,11 +572,12 @@ def main() -> None:
     parser.add_argument('--threads', type=int, default=torch.get_num_threads())
     parser.add_argument('--keep-pages', action='store_true', help='tell glibc to keep what is freed (MALLOC_MMAP_MAX_=0, no trimming)')
     parser.add_argument('--repeats', type=int, default=9)
+    parser.add_argument('--images', type=int, default=5000, help='of evaluation (default: %(default)s, as COCO val)')
     everything = [*BACKBONES, *ON_REQUEST]
     parser.add_argument('--backbones', nargs='+', choices=everything, help='what to compare with ResNet; by default all that is recorded')
     parser.add_argument('--out', type=Path, help='a JSON file to write; figures and tables are written beside it')
     arguments = vars(parser.parse_args())
-    what, repeats, names, out = (arguments.pop(key) for key in ('what', 'repeats', 'backbones', 'out'))
+    what, repeats, images, names, out = (arguments.pop(key) for key in ('what', 'repeats', 'images', 'backbones', 'out'))
     setting = Setting(**arguments | {'size': tuple(arguments['size'])})
     possible = list(BACKBONES) if setting.depth >= 50 else ['ResNet', '+ FCA, readable', '+ FCA, folded']
     names = ['ResNet'] + [name for name in names or possible if name != 'ResNet']
@@ -516,6 +598,7 @@ def main() -> None:
         'attention': lambda: {'attention': benchmark_attention(setting, repeats)},
         'forms': lambda: {'forms': benchmark_forms(setting, repeats)},
         'detector': lambda: {'detector': [benchmark_detector(setting, names, repeats)]},
+        'evaluation': lambda: {'evaluation': benchmark_evaluation(setting, images, repeats)},
         'record': lambda: record(setting, repeats, kept, save),
     }[what]()
     save(found)

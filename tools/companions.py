@@ -5,13 +5,15 @@
 An image that is batched with a larger one is padded to its size. Convolutions see that at the image's border, an attention that pools over
 the feature map sees it everywhere. For each model and each size of a companion, relative to the image: the share of detections without a
 counterpart (same class, IoU of at least 0.5) in the image alone, and the mean change of the scores of those that have one. Writes the
-numbers, and beside them a figure.
+numbers, and beside them a figure. Models of one name, the seeds of a run of tools/experiment.py, are averaged.
 """
 
 import argparse
 import json
 import sys
+from collections import defaultdict
 from pathlib import Path
+from statistics import fmean, stdev
 
 import mmcv
 import numpy as np
@@ -60,6 +62,14 @@ def detect(model: nn.Module, images: list[Tensor], samples: list, score: float) 
     return instances[instances.scores >= score]
 
 
+def name_of(config: Path) -> str:
+    """A config's own name, or that of the run that it lies in as ``config.py``: RUN/config.py or RUN/seed-N/config.py."""
+    if config.stem != 'config':
+        return config.stem
+    folder = config.resolve().parent
+    return folder.parent.name if folder.name.startswith('seed-') else folder.name
+
+
 def measure(model: nn.Module, paths: list[Path], score: float) -> dict[float, dict[str, float]]:
     """By size of the companion: the share of detections without a counterpart, and the mean change of score of the others."""
     pipeline = Compose(get_test_pipeline_cfg(model.cfg.copy()))  # type: ignore[operator, union-attr]
@@ -83,14 +93,31 @@ def measure(model: nn.Module, paths: list[Path], score: float) -> dict[float, di
     }
 
 
+def average(measures: list[dict[float, dict[str, float]]]) -> dict[float, dict[str, float]]:
+    """Mean and sample standard deviation over models, such as those of several seeds.
+
+    Example:
+        >>> average([{2.0: {'score_change': 0.25}}, {2.0: {'score_change': 0.75}}])
+        {2.0: {'score_change': 0.5, 'score_change_std': 0.3535...}}
+    """
+    found: dict[float, dict[str, float]] = {}
+    for size, values in measures[0].items():
+        found[size] = {}
+        for key in values:
+            all_values = [measure[size][key] for measure in measures]
+            found[size] |= {key: fmean(all_values), f'{key}_std': stdev(all_values) if len(all_values) > 1 else 0.0}
+    return found
+
+
 def draw(results: dict[str, dict], out: Path) -> None:
-    """Both measures against the size of the companion, a line for each model."""
+    """Both measures against the size of the companion, a line for each model, with the spread of those that are several."""
     figure, axes = plt.subplots(1, 2, figsize=(11, 4))
     for axis, (key, title) in zip(
         axes, {'without_counterpart': 'detections without a counterpart', 'score_change': 'mean change of score'}.items(), strict=True
     ):
         for name, result in results.items():
-            axis.plot(list(result), [values[key] for values in result.values()], marker='o', label=name)
+            columns = [[values[column] for values in result.values()] for column in (key, f'{key}_std')]
+            axis.errorbar(list(result), columns[0], columns[1] if any(columns[1]) else None, marker='o', capsize=2, label=name)
         axis.set(xlabel="companion's size relative to the image", title=title, ylim=(0, None))
         axis.grid(alpha=0.3)
     axes[0].legend(fontsize=8)
@@ -112,18 +139,19 @@ def main() -> None:
         sys.exit(f'companions: there is no image ({", ".join(SUFFIXES)}) in {arguments.images}')
     check_out(arguments.out)
     refuse_pickled_code()
-    results = {}
+    measures: dict[str, list] = defaultdict(list)
     for config, checkpoint in arguments.model:
         try:
             model = init_detector(config, checkpoint, device=arguments.device)
         except (CheckpointError, FileNotFoundError) as error:
             sys.exit(f'companions: {error}')
-        name = Path(checkpoint).parent.name if Path(config).stem == 'config' else Path(config).stem
-        results[name] = measure(model, paths, arguments.score)
-        for size, values in results[name].items():
+        measures[name_of(Path(config))].append(measure(model, paths, arguments.score))
+    results = {name: average(several) for name, several in measures.items()}
+    for name, result in results.items():
+        for size, values in result.items():
+            spread = ' +- {without_counterpart_std:.1%}, {score_change_std:.4f}'.format(**values) if len(measures[name]) > 1 else ''
             print(f'{name}, companion x {size}: {values["without_counterpart"]:.1%} without counterpart, ', end='')
-            print(f'scores change by {values["score_change"]:.4f}')
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+            print(f'scores change by {values["score_change"]:.4f}{spread}')
     arguments.out.write_text(json.dumps(dict(images=len(paths), score=arguments.score, results=results), indent=2) + '\n')
     draw(results, arguments.out.with_suffix('.png'))
     print(f'wrote {arguments.out} and {arguments.out.with_suffix(".png")}')
