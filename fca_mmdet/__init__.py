@@ -1,8 +1,8 @@
 """Frequency channel attention (FcaNet, ICCV 2021) for MMDetection.
 
-Importing the package checks the versions of mmdet, mmengine and mmcv, registers ``FcaResNet``, its relatives,
-``MultiSpectralAttention``, the attentions to compare it with and the padding of the published detectors in
-``mmdet.registry.MODELS``, lets torch load mmengine's checkpoints as data, and lets mmengine resolve ``fca_mmdet::...``.
+Importing the package checks the versions of mmdet, mmengine and mmcv, registers ``FcaResNet``, its relatives, ``MultiSpectralAttention``,
+the attentions to compare it with and the padding of the published detectors in ``mmdet.registry.MODELS``, and ``FastCocoMetric``, hooks and
+samplers in the registries of theirs, lets torch load mmengine's checkpoints as data, and lets mmengine resolve ``fca_mmdet::...``.
 """
 
 from .stack import allow_mmengine_checkpoints, check_versions
