@@ -20,6 +20,7 @@ import fca_mmdet
 from fca_mmdet import (
     FREQUENCY_SETS,
     EfficientChannelAttention,
+    FastCocoMetric,  # noqa: F401 (a name in CALLS)
     FcaBasicBlock,
     FcaBottleneck,
     FcaResNet,
