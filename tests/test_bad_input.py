@@ -83,7 +83,9 @@ CALLS = {
     ),
     'FrequencySelection(0)': 'ValueError: groups=0 leaves no group to select a frequency for: use 1 or more',
     'FastCocoMetric(use_mp_eval=True)': (
-        "ValueError: use_mp_eval=True runs pycocotools in processes, FastCocoMetric hotcoco: leave it out, or use type='CocoMetric'"
+        'ValueError: use_mp_eval=True is pycocotools in several processes: leave it out, or use CocoMetric'
+    ),
+        'ValueError: use_mp_eval=True is pycocotools in several processes: leave it out, or use CocoMetric'
     ),
     'FrequencySearchHook(end=0)': ('ValueError: start=1.0 and end=0 must be temperatures, start >= end > 0, such as 1.0 and 0.05'),
     'SqueezeExcitation(8)': 'ValueError: ratio=16 leaves no channel of in_channels=8 between the two layers: use 1 to 8',
