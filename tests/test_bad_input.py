@@ -85,8 +85,6 @@ CALLS = {
     'FastCocoMetric(use_mp_eval=True)': (
         'ValueError: use_mp_eval=True is pycocotools in several processes: leave it out, or use CocoMetric'
     ),
-        'ValueError: use_mp_eval=True is pycocotools in several processes: leave it out, or use CocoMetric'
-    ),
     'FrequencySearchHook(end=0)': ('ValueError: start=1.0 and end=0 must be temperatures, start >= end > 0, such as 1.0 and 0.05'),
     'SqueezeExcitation(8)': 'ValueError: ratio=16 leaves no channel of in_channels=8 between the two layers: use 1 to 8',
     'SqueezeExcitation(64, ratio=None)': 'TypeError: ratio=None must be an integer in 0..65536',

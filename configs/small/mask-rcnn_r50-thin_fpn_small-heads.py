@@ -24,4 +24,3 @@ train_pipeline = [
 # Killed and resumed it ends as if it had run through (docs/faults).
 train_dataloader = dict(sampler=dict(_delete_=True, type='ResumableInfiniteSampler'), dataset=dict(pipeline=train_pipeline))
 default_hooks = dict(checkpoint=dict(type='ResumableCheckpointHook'))
-
