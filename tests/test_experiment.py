@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -68,11 +69,17 @@ def has(config: Config, key: str) -> bool:
     return True
 
 
+@cache
+def read(name: str) -> Config:
+    """A config of this package."""
+    return Config.fromfile(config_path(name))
+
+
 @pytest.mark.parametrize('path', PLANS, ids=lambda path: path.stem)
 def test_shipped_plans_change_what_their_configs_have(path):
     plan = read_plan(path)
     for entry in plan['runs'].values():
-        config = Config.fromfile(config_path(entry['config']))
+        config = read(entry['config'])
         backbone = 'model.backbone.'  # its arguments have defaults
         missing = [key for key in {**plan['options'], **entry.get('options', {})} if not key.startswith(backbone) and not has(config, key)]
         assert not missing
