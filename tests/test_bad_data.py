@@ -24,6 +24,7 @@ import mmcv
 import numpy as np
 import preflight
 import pytest
+import spectrum
 import torch
 import visualize
 from make_shapes import CLASSES, make_shapes
@@ -319,7 +320,7 @@ MAINS = {
     'test.py': lambda: run_upstream('test.py'),
     **{
         f'{tool.__name__}.py': tool.main
-        for tool in (companions, complexity, convert_checkpoint, demo, export_detector, export_onnx, preflight, visualize)
+        for tool in (companions, complexity, convert_checkpoint, demo, export_detector, export_onnx, preflight, spectrum, visualize)
     },
 }
 
