@@ -20,6 +20,7 @@ import argparse
 import csv
 import fcntl
 import hashlib
+import io
 import json
 import os
 import queue
@@ -32,6 +33,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -53,7 +55,9 @@ from rich.table import Table
 
 from fca_mmdet import __version__, config_path
 from fca_mmdet.configs import CONFIGS
-from fca_mmdet.frequency import SPECTRUM, resolve_frequencies
+from fca_mmdet.frequency import resolve_frequencies
+from fca_mmdet.resume import WholeFileBackend
+from fca_mmdet.selection import CANDIDATES
 
 TRAIN = Path(__file__).with_name('train.py')
 PLAN_KEYS = {'seeds', 'baseline', 'options', 'data', 'singles', 'metric', 'runs'}
@@ -62,7 +66,6 @@ METRIC_ITEMS = ['mAP', 'mAP_50', 'mAP_75', 'mAP_s', 'mAP_m', 'mAP_l', 'AR@100', 
 """All COCO figures, as mmdet names them."""
 CHOSEN = 'frequencies.json'
 """What a selection writes: a list in the form that ``frequencies=`` takes, under that key."""
-
 
 ONE_THREAD = {'OMP_NUM_THREADS': '1'}
 """On a CPU: torch's threads wait actively, and those of several runs for each other; and one thread repeats itself to the last bit."""
@@ -103,8 +106,7 @@ def read_plan(path: Path) -> dict:
         refuse(f'{path} has {", ".join(sorted(unknown))}; a plan has {", ".join(sorted(PLAN_KEYS))}')
     plan.setdefault('baseline', next(iter(plan['runs'])))
     if singles := plan.get('singles'):
-        pairs = [(u, v) for u in range(SPECTRUM) for v in range(SPECTRUM)]
-        plan['runs'] = {f'single-{u}{v}': {'seeds': 1, **singles, 'frequencies': [[u, v]]} for u, v in pairs} | plan['runs']
+        plan['runs'] = {f'single-{u}{v}': {'seeds': 1, **singles, 'frequencies': [[u, v]]} for u, v in CANDIDATES} | plan['runs']
     for name, run in plan['runs'].items():
         if not isinstance(run, dict) or 'config' not in run or run.keys() - RUN_KEYS:
             refuse(f'the run {name} of {path} is {run}: it needs a config, and may have {", ".join(sorted(RUN_KEYS - {"config"}))}')
@@ -242,9 +244,7 @@ def make_resumable(cfg: Config) -> None:
 
 def write_whole(path: Path, text: str) -> None:
     """Write a file that is whole or absent at any time."""
-    part = path.with_name(f'{path.name}.part')
-    part.write_text(text)
-    part.replace(path)
+    WholeFileBackend().put(text.encode(), path)
 
 
 def execute(run: Run, environment: dict[str, str]) -> dict:
@@ -299,15 +299,21 @@ def read_result(run: Run) -> dict:
     }
 
 
+@cache
+def train_loop(config: Path) -> dict:
+    """A config's ``train_cfg``, read once: the board asks for it every few seconds."""
+    return Config.fromfile(config).train_cfg
+
+
 def fraction_done(run: Run) -> float:
     """How much of a run its log has, 0 to 1."""
     steps = [entry for entry in read_scalars(run.folder) if 'loss' in entry]
     if not steps:
         return 0.0
-    loop = Config.fromfile(run.config).train_cfg
+    loop = train_loop(run.config)
     if loop.get('max_iters'):
-        return steps[-1]['step'] / loop.max_iters
-    return (steps[-1]['epoch'] - 1) / loop.max_epochs
+        return steps[-1]['step'] / loop['max_iters']
+    return (steps[-1]['epoch'] - 1) / loop['max_epochs']
 
 
 class Board:
@@ -442,12 +448,11 @@ def write_results(plan: dict, out: Path) -> None:
     rows = [json.loads(path.read_text()) for name in plan['runs'] for path in sorted((out / name).glob('seed-*/result.json'), key=seed_of)]
     columns = list(dict.fromkeys(column for row in rows for column in row))
     write_whole(out / 'results.json', json.dumps(rows, indent=1))
-    part = out / 'results.csv.part'
-    with part.open('w', newline='') as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(rows)
-    part.replace(out / 'results.csv')
+    table = io.StringIO()
+    writer = csv.DictWriter(table, columns)
+    writer.writeheader()
+    writer.writerows(rows)
+    write_whole(out / 'results.csv', table.getvalue())
 
 
 def seed_of(result: Path) -> int:

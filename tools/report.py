@@ -34,6 +34,7 @@ from scipy import stats
 
 from fca_mmdet import Frequency
 from fca_mmdet.frequency import SPECTRUM
+from fca_mmdet.selection import CANDIDATES
 
 VERSIONS = ('fca_mmdet', 'torch', 'mmdet', 'mmengine', 'mmcv', 'python')
 TEXT = ('name', 'digest', 'config', 'frequencies', 'device', *VERSIONS)
@@ -223,11 +224,6 @@ def shorten(names: Sequence[str], shown: int = 4) -> str:
     return ', '.join([*names[:shown], *([f'{len(names) - shown} more'] if len(names) > shown else [])])
 
 
-def spectrum() -> list[Frequency]:
-    """The frequencies, row by row."""
-    return [Frequency(u, v) for u in range(SPECTRUM) for v in range(SPECTRUM)]
-
-
 def evaluate(folders: Sequence[Path]) -> tuple[dict, pd.DataFrame]:
     """All numbers of the report, as report.json has them, and the rows that they are of. APs are as COCO gives them, 0 to 1."""
     plan, rows = read_plan(folders), read_results(folders)
@@ -363,7 +359,7 @@ def render_differences(rows: Mapping[str, dict]) -> str:
 
 def render_singles(report: dict) -> str:
     """AP by (u, v)."""
-    cells = {pair: show_spread(report['singles'].get(f'{pair.u}{pair.v}', summarize([]))) for pair in spectrum()}
+    cells = {pair: show_spread(report['singles'].get(f'{pair.u}{pair.v}', summarize([]))) for pair in CANDIDATES}
     lines = [[f'u = {u}', *(cells[Frequency(u, v)] for v in range(SPECTRUM))] for u in range(SPECTRUM)]
     said = f'100 x {AP_LABELS.get(report["metric"], report["metric"])}; u along the height, v along the width.'
     if report['chosen']:

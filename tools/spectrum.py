@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from companions import SUFFIXES
 from figures import plt, write_figure
 from mmdet.apis import inference_detector, init_detector
 from mmengine.utils import track_iter_progress
@@ -29,7 +30,6 @@ from fca_mmdet.checkpoint import refuse_pickled_code
 from fca_mmdet.dct import projection_maps
 from fca_mmdet.selection import CANDIDATES
 
-SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff')
 SETS = ('low1', 'low2', 'low16', 'top16', 'bot16')
 """What the table has a column for."""
 
