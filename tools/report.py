@@ -361,7 +361,8 @@ def render_singles(report: dict) -> str:
     """AP by (u, v)."""
     cells = {pair: show_spread(report['singles'].get(f'{pair.u}{pair.v}', summarize([]))) for pair in CANDIDATES}
     lines = [[f'u = {u}', *(cells[Frequency(u, v)] for v in range(SPECTRUM))] for u in range(SPECTRUM)]
-    said = f'100 x {AP_LABELS.get(report["metric"], report["metric"])}; u along the height, v along the width.'
+    over = show_spread(summarize(single['mean'] for single in report['singles'].values()))
+    said = f'100 x {AP_LABELS.get(report["metric"], report["metric"])}; u along the height, v along the width. Over them {over}.'
     if report['chosen']:
         said += f' Chosen: {" ".join(f"{u}{v}" for u, v in report["chosen"])}.'
     return f'{render_table(["", *(f"v = {v}" for v in range(SPECTRUM))], lines)}\n\n{said}'
