@@ -21,6 +21,7 @@ test: environment
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
+	.venv/$(STACK)/bin/lint-imports --no-cache
 	$(TEST)
 
 # What takes longer: the built wheel in an environment of its own, and trainings.

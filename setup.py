@@ -61,6 +61,6 @@ setup(
         'experiments': ['pandas', 'scipy', 'rich'],
         'ray': ['ray'],
         'onnx': ['onnx', 'onnxscript', 'onnxruntime'],
-        'test': ['pytest', 'pytest-xdist', 'hypothesis', 'scipy', 'psutil>=7.2', 'model-index', 'ruff', 'mypy'],
+        'test': ['pytest', 'pytest-xdist', 'hypothesis', 'scipy', 'psutil>=7.2', 'model-index', 'import-linter', 'ruff', 'mypy'],
     },
 )

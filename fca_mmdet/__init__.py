@@ -1,32 +1,21 @@
-"""Frequency channel attention (FcaNet, ICCV 2021) for MMDetection.
+"""Frequency channel attention (FcaNet, ICCV 2021): the attention for torch, and backbones for MMDetection.
 
-Importing the package checks the versions of mmdet, mmengine and mmcv, registers ``FcaResNet``, its relatives, ``MultiSpectralAttention``,
-the attentions to compare it with and the padding of the published detectors in ``mmdet.registry.MODELS``, and ``FastCocoMetric``, hooks and
-samplers in the registries of theirs, lets torch load mmengine's checkpoints as data, and lets mmengine resolve ``fca_mmdet::...``.
+With torch alone the import gives the attention. With mmdet it also checks the versions of mmdet, mmengine and mmcv, registers
+``FcaResNet``, its relatives, ``MultiSpectralAttention``, the attentions to compare it with and the padding of the published detectors in
+``mmdet.registry.MODELS``, and ``FastCocoMetric``, hooks and samplers in the registries of theirs, lets torch load mmengine's checkpoints
+as data, and lets mmengine resolve ``fca_mmdet::...``.
 """
 
-from .stack import allow_mmengine_checkpoints, check_versions
+from .attention import MultiSpectralAttention, stage_plugins
+from .errors import CheckpointError, UserError
+from .frequency import FREQUENCY_SETS, Frequency
+from .squeeze import FrequencySelection
+from .stack import INSTALL, allow_mmengine_checkpoints, check_versions, is_missing
 from .version import __version__
-
-check_versions()
-allow_mmengine_checkpoints()
-
-from .configs import config_path, register_configs  # noqa: E402
-
-register_configs()
-
-from . import resume  # noqa: E402, F401
-from .attention import MultiSpectralAttention, stage_plugins  # noqa: E402
-from .baselines import EfficientChannelAttention, SqueezeExcitation  # noqa: E402
-from .checkpoint import CheckpointError  # noqa: E402
-from .evaluation import FastCocoMetric  # noqa: E402
-from .frequency import FREQUENCY_SETS, Frequency  # noqa: E402
-from .padding import OrientedDetDataPreprocessor  # noqa: E402
-from .resnet import FcaBasicBlock, FcaBottleneck, FcaResNet, FcaResNetV1d, FcaResNeXt, FcaResNeXtBottleneck  # noqa: E402
-from .selection import FrequencySearchHook, FrequencySelection  # noqa: E402
 
 __all__ = [
     'FREQUENCY_SETS',
+    'CanvasDetDataPreprocessor',
     'CheckpointError',
     'EfficientChannelAttention',
     'FastCocoMetric',
@@ -42,7 +31,34 @@ __all__ = [
     'MultiSpectralAttention',
     'OrientedDetDataPreprocessor',
     'SqueezeExcitation',
+    'UserError',
     '__version__',
     'config_path',
     'stage_plugins',
 ]
+
+if is_missing():
+    _absent = [name for name in __all__ if name not in globals()]
+    __all__ = [name for name in __all__ if name in globals()]
+
+    def __getattr__(name: str) -> object:
+        """Say what to install where a name needs mmdet."""
+        if name in _absent:
+            raise ImportError(f'fca_mmdet.{name} needs mmdet, which is not installed; {INSTALL}')
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+
+else:
+    check_versions()
+    allow_mmengine_checkpoints()
+
+    from .configs import config_path, register_configs
+
+    register_configs()
+
+    from .baselines import EfficientChannelAttention, SqueezeExcitation
+    from .blocks import FcaBasicBlock, FcaBottleneck, FcaResNeXtBottleneck
+    from .preprocessor import CanvasDetDataPreprocessor, OrientedDetDataPreprocessor
+    from .resnet import FcaResNet, FcaResNetV1d, FcaResNeXt
+    from .training import resume  # noqa: F401 (registers)
+    from .training.evaluation import FastCocoMetric
+    from .training.search import FrequencySearchHook

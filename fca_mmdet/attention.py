@@ -7,53 +7,21 @@ Differs from the published code (https://github.com/cfzd/FcaNet): any input size
 state dict for ``basis='dct'``, the learnable variants train, and errors say what is wrong.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Literal, cast, get_args
+from collections.abc import MutableMapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, cast
 
 import torch
-from mmdet.registry import MODELS
-from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .checkpoint import CheckpointError, describe_basis, full_basis, same_basis
-from .dct import ValidPart, cached_projection_maps, pooling_matrix, project, projection_maps
-from .frequency import SPECTRUM, Frequencies, Frequency, resolve_frequencies, whole_number
-from .selection import CANDIDATES, FrequencySelection, check_selection
-
-Basis = Literal['dct', 'learned_dct', 'random', 'learned_random', 'searched']
-"""The tensor that squeezes: fixed DCT, learned from the DCT, fixed random, learned from random (paper, table 1); a mixture of DCTs."""
-
-PROJECTED = ('dct', 'searched')
-"""The bases that squeeze each group with one map (``MultiSpectralAttention.projection_maps``)."""
+from .errors import check_count
+from .frequency import Frequencies, Frequency, resolve_frequencies
+from .projection import ValidPart, current_valid_part, project_affine
+from .squeeze import BASES, Projected
 
 
-class ChannelBasis(nn.Module):
-    """One grid-sized tensor per channel, of the paper's ablation: ``freq[n, c] = sum_ij weight[c, i, j] pooled[n, c, i, j]``.
-
-    ``weight`` is ``[C, h, w]``: a parameter if learned, else a buffer, under the name of the published checkpoints.
-    """
-
-    def __init__(self, weight: Tensor, learned: bool):
-        super().__init__()
-        if learned:
-            self.weight = nn.Parameter(weight)
-        else:
-            self.register_buffer('weight', weight)
-
-    def forward(self, x: Tensor, valid: ValidPart | None = None) -> Tensor:
-        """``[N, C, H, W]`` to ``[N, C]``."""
-        h, w = self.weight.shape[1:]
-        heights, widths = (None, None) if valid is None else valid.sizes.unbind(1)
-        rows = pooling_matrix(x.shape[2], h, x.device, heights).to(x.dtype)
-        columns = pooling_matrix(x.shape[3], w, x.device, widths).to(x.dtype)
-        pooled = rows.unsqueeze(-3) @ x @ columns.unsqueeze(-3).mT
-        return (pooled * self.weight.to(x.dtype)).sum((2, 3))
-
-
-@MODELS.register_module()
-class MultiSpectralAttention(BaseModule):
+class MultiSpectralAttention(nn.Module):
     """Multi-spectral channel attention (paper, equations 7 to 10).
 
     The C channels are split into F equal groups in order. Group f is squeezed with the DCT component (u_f, v_f) of its feature map
@@ -72,7 +40,8 @@ class MultiSpectralAttention(BaseModule):
             only their number counts.
         reduction: the hidden layer of the excitation has ``C // reduction`` channels.
         basis: ``dct``, or a variant of the paper's ablation: ``learned_dct``, ``random``, ``learned_random``; ``searched`` learns which
-            frequency each group should have (``FrequencySelection``).
+            frequency each group should have (``FrequencySelection``). ``squeeze.BASES`` has the class of each.
+        init_cfg: mmengine's.
 
     Raises:
         TypeError: an argument of another type; in ``forward``, an input of integers, of complex numbers, or sparse.
@@ -93,17 +62,18 @@ class MultiSpectralAttention(BaseModule):
         dct_size: int | tuple[int, int] = 7,
         frequencies: Frequencies = 'top16',
         reduction: int = 16,
-        basis: Basis = 'dct',
+        basis: str = 'dct',
         init_cfg: dict | None = None,
     ):
-        super().__init__(init_cfg)
-        self.in_channels = in_channels = whole_number('in_channels', in_channels)
-        self._frequencies = resolve_frequencies(frequencies)
-        self.grid = _checked_grid(dct_size, frequencies, basis)
-        self.reduction = reduction = whole_number('reduction', reduction)
-        self.basis = basis
-        self.valid: ValidPart | None = None  # a plugin is called with the feature map alone, so the backbone leaves the part here
-        groups = len(self._frequencies)
+        super().__init__()
+        self.in_channels = in_channels = check_count('in_channels', in_channels)
+        pairs = resolve_frequencies(frequencies)
+        if not isinstance(basis, str) or basis not in BASES:
+            raise ValueError(f'unknown basis {basis!r}: use one of {", ".join(BASES)}')
+        self.grid = _as_grid(dct_size)
+        BASES[basis].check_grid(self.grid, frequencies if isinstance(frequencies, str) else pairs)
+        self.reduction = reduction = check_count('reduction', reduction)
+        groups = len(pairs)
         if in_channels < 1 or in_channels % groups:
             below = in_channels // groups * groups
             fitting = f'{below} and {below + groups}' if below else f'{groups}'
@@ -115,12 +85,11 @@ class MultiSpectralAttention(BaseModule):
             raise ValueError(
                 f'reduction={reduction} leaves no channel of in_channels={in_channels} in the excitation: use 1 to {in_channels}'
             )
-        if not isinstance(basis, str) or basis not in get_args(Basis):
-            raise ValueError(f'unknown basis {basis!r}: use one of {", ".join(get_args(Basis))}')
-        if basis == 'searched':
-            self.selection = FrequencySelection(groups)
-        elif basis != 'dct':
-            self.dct_layer = ChannelBasis(self._initial_basis(), learned=basis.startswith('learned'))
+        self.basis = basis
+        self.init_cfg = init_cfg
+        self.stride: int | None = None
+        """How many times smaller than the image its feature maps are, for the valid part; None: it pools over whole maps."""
+        self.dct_layer = BASES[basis](in_channels, self.grid, pairs)
         self.fc = nn.Sequential(
             nn.Linear(in_channels, in_channels // reduction, bias=False),
             nn.ReLU(inplace=True),
@@ -131,110 +100,14 @@ class MultiSpectralAttention(BaseModule):
     @property
     def frequencies(self) -> tuple[Frequency, ...]:
         """The (u, v) pair of each group; of a search, the most probable so far."""
-        return tuple(self.selection.chosen()) if self.basis == 'searched' else self._frequencies
+        return self.dct_layer.frequencies
 
-    def share(self, selection: FrequencySelection) -> None:
-        """Take part in a search with others: squeeze with their selection, which is no part of this module's state or parameters."""
-        del self.selection
-        object.__setattr__(self, 'selection', selection)
+    def init_weights(self) -> None:
+        """Initialise as ``init_cfg`` says. mmengine calls this."""
+        if self.init_cfg:
+            from mmengine.model import initialize  # an init_cfg is mmengine's, so who gives one has it
 
-    def _initial_basis(self) -> Tensor:
-        """The ablation's tensor before training, ``[C, h, w]``: the fixed DCT, or uniform in [0, 1) as published."""
-        if self.basis.endswith('random'):
-            return torch.rand(self.in_channels, *self.grid)
-        return full_basis(self._frequencies, self.grid, self.in_channels)
-
-    def _load_from_state_dict(self, state_dict, prefix, *args: Any) -> None:
-        """Compare a stored basis with the configured one, and drop it where it is computed: torch calls this for each module.
-
-        Raises:
-            CheckpointError: the checkpoint holds another basis; mmengine would go on with a warning.
-        """
-        key = f'{prefix}dct_layer.weight'
-        stored = state_dict.get(key)
-        if self.basis != 'searched':
-            check_selection(state_dict, prefix, self._frequencies, self.basis)
-        elif stored is not None:
-            raise CheckpointError(
-                f"{key} of the checkpoint is {describe_basis(stored)}; configured is basis='searched', which starts from weights without "
-                'attention, such as torchvision://resnet50, or from those of a search'
-            )
-        if stored is not None and self.basis == 'dct':
-            configured = full_basis(self._frequencies, self.grid, self.in_channels)
-            if not same_basis(stored, configured):
-                raise CheckpointError(f'{key} of the checkpoint is {describe_basis(stored)}; configured is {describe_basis(configured)}')
-            del state_dict[key]
-        elif stored is not None and stored.shape != self.dct_layer.weight.shape:
-            raise CheckpointError(
-                f'{key} of the checkpoint is {list(stored.shape)}, configured is {list(self.dct_layer.weight.shape)}: give dct_size '
-                "the checkpoint's grid"
-            )
-        super()._load_from_state_dict(state_dict, prefix, *args)
-
-    def squeeze(self, x: Tensor) -> Tensor:
-        """The frequency vector of a feature map, ``[N, C, H, W]`` to ``[N, C]``, in float32 at least.
-
-        Half precision is raised to float32: a component is up to sqrt(h w) times the mean and would overflow float16.
-        """
-        x = x.to(torch.promote_types(x.dtype, torch.float32))
-        with without_autocast(x.device.type):
-            if self.basis not in PROJECTED:
-                return self.dct_layer(x, self.valid)
-            maps = self.projection_maps(x)
-            if is_symbolic():
-                return (x.unflatten(1, (maps.shape[-3], -1)) * maps.unsqueeze(-3)).sum((3, 4)).flatten(1)  # the compiler's to arrange
-            return project(x, maps)
-
-    def projection_maps(self, x: Tensor) -> Tensor:
-        """The map of each group for the size, dtype and device of ``x``, ``[N, *, H, W]``. Not to be written to.
-
-        ``[F, H, W]``, or ``[N, F, H, W]`` where a valid part is set; with a gradient to the selection in a search.
-        """
-        if self.basis != 'searched':
-            return self._maps_of(self._frequencies, x)
-        maps = self._maps_of(CANDIDATES, x).flatten(-2)
-        weights = self.selection().to(maps.dtype)
-        if not cast(nn.Linear, self.fc[0]).weight.requires_grad:
-            weights = weights.detach()  # a frozen stage would otherwise be differentiated for the selection alone
-        # Expanded by hand, since matmul would copy the maps of valid parts.
-        return (weights.expand(*maps.shape[:-2], *weights.shape) @ maps).unflatten(-1, x.shape[2:])
-
-    def _maps_of(self, frequencies: tuple[Frequency, ...], x: Tensor) -> Tensor:
-        """``projection_maps`` of any frequencies."""
-        if self.valid is not None:
-            return self.valid.projection_maps(frequencies, self.grid, x)
-        height, width = x.shape[2:]
-        if is_symbolic():
-            return projection_maps(frequencies, self.grid, height, width, x.device).to(x.dtype)
-        return cached_projection_maps(frequencies, self.grid, height, width, x.dtype, x.device)
-
-    def excite(self, freq: Tensor) -> Tensor:
-        """Gates in (0, 1) from the frequency vector, ``[N, C]`` to ``[N, C]``, in float32 at least, autocast or not."""
-        reduce, expand = (cast(nn.Linear, self.fc[index]).weight for index in (0, 2))
-        precise = torch.promote_types(reduce.dtype, torch.float32)
-        with without_autocast(freq.device.type):
-            if reduce.dtype == precise:
-                return self.fc(freq.to(precise))
-            # With weights of half precision: a frequency vector that overflows float16 is no sign that its gates would.
-            hidden = F.relu(F.linear(freq.to(precise), reduce.to(precise)))
-            return F.linear(hidden, expand.to(precise)).sigmoid()
-
-    @contextmanager
-    def within(self, valid: ValidPart | None) -> Iterator[None]:
-        """Squeeze only the valid part of feature maps, until the context ends; ``None`` for all of them.
-
-        Example:
-            >>> attention, x = MultiSpectralAttention(64), torch.rand(1, 64, 9, 12)
-            >>> with attention.within(ValidPart(torch.tensor([[5, 8]]))):
-            ...     gated = attention(x)
-            >>> torch.allclose(gated[..., :5, :8], attention(x[..., :5, :8]))
-            True
-        """
-        before, self.valid = self.valid, valid
-        try:
-            yield
-        finally:
-            self.valid = before
+            initialize(self, self.init_cfg)
 
     def forward(self, x: Tensor) -> Tensor:
         """Scale each channel of ``[N, C, H, W]`` by its gate."""
@@ -245,15 +118,53 @@ class MultiSpectralAttention(BaseModule):
         gate = self.excite(self.squeeze(x))
         return x * gate.to(x.dtype)[:, :, None, None]
 
+    def squeeze(self, x: Tensor) -> Tensor:
+        """The frequency vector of a feature map, ``[N, C, H, W]`` to ``[N, C]``, in float32 at least.
+
+        Half precision is raised to float32: a component is up to sqrt(h w) times the mean and would overflow float16.
+        """
+        with _without_autocast(x):
+            return self.dct_layer(_raised(x), self._valid_part())
+
+    def gate_of_affine(self, z: Tensor, weight: Tensor, shift: Tensor) -> Tensor:
+        """The gates of ``y = weight z + shift`` without y, with a ``Projected`` basis: of ``[N, P, H, W]``, ``[C, P]`` and ``[C]``."""
+        with _without_autocast(z):
+            z = _raised(z)
+            maps = cast(Projected, self.dct_layer).maps(z, self._valid_part())
+            return self.excite(project_affine(z, weight, shift, maps))
+
+    def excite(self, freq: Tensor) -> Tensor:
+        """Gates in (0, 1) from the frequency vector, ``[N, C]`` to ``[N, C]``, in float32 at least, autocast or not."""
+        reduce, expand = (cast(nn.Linear, self.fc[index]).weight for index in (0, 2))
+        with _without_autocast(freq):
+            freq = freq.to(torch.promote_types(reduce.dtype, torch.float32))
+            if reduce.dtype == freq.dtype:
+                return self.fc(freq)
+            # With weights of half precision: a frequency vector that overflows float16 is no sign that its gates would.
+            hidden = F.relu(F.linear(freq, reduce.to(freq.dtype)))
+            return F.linear(hidden, expand.to(freq.dtype)).sigmoid()
+
     def extra_repr(self) -> str:
         """The configuration, as the repr of the module shows it."""
-        return f'in_channels={self.in_channels}, grid={self.grid}, frequencies={len(self._frequencies)}, basis={self.basis}'
+        return f'in_channels={self.in_channels}, grid={self.grid}, frequencies={len(self.dct_layer.configured)}, basis={self.basis}'
+
+    def _valid_part(self) -> ValidPart | None:
+        """The part of the feature maps at hand to pool over."""
+        valid = current_valid_part()
+        return None if valid is None or self.stride is None else valid.at(self.stride)
+
+    def _load_from_state_dict(self, state_dict: MutableMapping[str, Tensor], prefix: str, *args: Any) -> None:
+        """Take a search that version 0.1 has stored: it kept the selection one level up."""
+        for name in ('selection.logits', 'selection.temperature'):
+            if prefix + name in state_dict:
+                state_dict[f'{prefix}dct_layer.{name}'] = state_dict.pop(prefix + name)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 def stage_plugins(
     dct_size: Sequence[int | tuple[int, int]] = (56, 28, 14, 7), position: str = 'after_conv3', **attention: Any
 ) -> list[dict]:
-    """``plugins=`` for a backbone of mmdet's (ResNet, ResNeXt, Res2Net, ResNeSt, RegNet, DetectoRS): each stage with its grid.
+    """Write ``plugins=`` for a backbone of mmdet's (ResNet, ResNeXt, Res2Net, ResNeSt, RegNet, DetectoRS): each stage with its grid.
 
     Args:
         dct_size: the grid of each stage.
@@ -261,8 +172,8 @@ def stage_plugins(
         attention: what else ``MultiSpectralAttention`` takes.
 
     Raises:
-        TypeError: ``dct_size`` is no sequence, which would leave stages without attention.
-        ValueError: it is empty, or no such slot.
+        TypeError: ``dct_size`` is not a sequence, which would leave stages without attention.
+        ValueError: it is empty, or there is no such slot.
 
     Example:
         >>> stage_plugins(frequencies='low2')[1]['stages']
@@ -282,35 +193,21 @@ def stage_plugins(
     ]
 
 
-def is_symbolic() -> bool:
-    """Whether sizes may be symbols (compiling, exporting, tracing): then maps are part of the graph, and no branch asks for a size."""
-    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+def _raised(x: Tensor) -> Tensor:
+    """In float32 at least."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def without_autocast(device: str) -> AbstractContextManager:
+def _without_autocast(x: Tensor) -> AbstractContextManager:
     """Autocast switched off where it is on; elsewhere nothing, since entering the context costs time on small maps."""
+    device = x.device.type
     return torch.autocast(device, enabled=False) if device != 'meta' and torch.is_autocast_enabled(device) else nullcontext()
 
 
-def _checked_grid(dct_size: int | tuple[int, int], frequencies: Frequencies, basis: Basis) -> tuple[int, int]:
-    """``dct_size`` as (height, width), checked against the frequencies."""
+def _as_grid(dct_size: int | tuple[int, int]) -> tuple[int, int]:
+    """``dct_size`` as (height, width), checked."""
     pair = dct_size if isinstance(dct_size, (tuple, list)) and len(dct_size) == 2 else (dct_size, dct_size)
-    height, width = (whole_number('dct_size', size, ', or a (height, width) pair of them') for size in pair)
+    height, width = (check_count('dct_size', size, ', or a (height, width) pair of them') for size in pair)
     if min(height, width) < 1:
         raise ValueError(f'dct_size={dct_size} has no cells: use a positive number or a (height, width) pair')
-    if isinstance(basis, str) and basis == 'searched' and min(height, width) < SPECTRUM:
-        raise ValueError(
-            f"dct_size={dct_size} is below {SPECTRUM}, the spectrum that basis='searched' selects from: use a grid of {SPECTRUM} or more "
-            f'(multiples of {SPECTRUM} are usual)'
-        )
-    if isinstance(frequencies, str):
-        if min(height, width) < SPECTRUM:
-            raise ValueError(
-                f'dct_size={dct_size} is below {SPECTRUM}, the spectrum of the set {frequencies!r}: use a grid of {SPECTRUM} or more '
-                f'(multiples of {SPECTRUM} are usual), or (u, v) pairs below the grid'
-            )
-        return height, width
-    for u, v in resolve_frequencies(frequencies):
-        if u >= height or v >= width:
-            raise ValueError(f'frequency ({u}, {v}) does not exist on a grid of {height} x {width} cells: use a larger dct_size')
     return height, width

@@ -11,7 +11,7 @@ from mmdet.registry import MODELS
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from .frequency import whole_number
+from .errors import check_count
 
 
 @MODELS.register_module()
@@ -33,7 +33,7 @@ class SqueezeExcitation(SELayer):
     _abbr_ = 'se_layer'
 
     def __init__(self, in_channels: int, ratio: int = 16, bias: bool = True, **kwargs: Any):
-        in_channels, ratio = whole_number('in_channels', in_channels), whole_number('ratio', ratio)
+        in_channels, ratio = check_count('in_channels', in_channels), check_count('ratio', ratio)
         if not 1 <= ratio <= in_channels:
             raise ValueError(f'ratio={ratio} leaves no channel of in_channels={in_channels} between the two layers: use 1 to {in_channels}')
         super().__init__(channels=in_channels, ratio=ratio, **kwargs)
@@ -58,7 +58,7 @@ class EfficientChannelAttention(BaseModule):
 
     def __init__(self, in_channels: int, init_cfg: dict | None = None):
         super().__init__(init_cfg)
-        if whole_number('in_channels', in_channels) < 1:
+        if check_count('in_channels', in_channels) < 1:
             raise ValueError('in_channels=0 leaves no channel to attend to: use 1 or more')
         nearest = int((math.log2(in_channels) + 1) / 2)
         kernel = nearest + 1 - nearest % 2

@@ -8,7 +8,10 @@ import difflib
 import os
 from pathlib import Path, PurePath
 
+from mmengine.config import Config
 from mmengine.config.utils import MODULE2PACKAGE
+
+from .errors import UserError
 
 CONFIGS = Path(__file__).parent / '.mim' / 'configs'
 
@@ -37,6 +40,20 @@ def config_path(name: str | os.PathLike[str]) -> str:
         nearest = difflib.get_close_matches(name, paths, n=3, cutoff=0) or ['none at all: install the package again']
         raise FileNotFoundError(f'fca_mmdet has no config {name!r}; the nearest are {", ".join(nearest)}')
     return str(path.resolve())
+
+
+def read_config(path: str | os.PathLike[str]) -> Config:
+    """Read a config that configures a model.
+
+    Raises:
+        UserError: no such file, or no model in it.
+    """
+    if not Path(path).is_file():
+        raise UserError(f'no config at {path}')
+    cfg = Config.fromfile(path)
+    if 'model' not in cfg:
+        raise UserError(f'{path} configures no model')
+    return cfg
 
 
 def register_configs() -> None:

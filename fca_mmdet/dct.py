@@ -13,19 +13,15 @@ Differs from the published code, which pools, multiplies with a stored basis of 
 
 import math
 from collections.abc import Sequence
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from .frequency import SPECTRUM, Frequency
-
-CACHED_MAPS = 64
-"""Sizes whose projection maps are kept. A set takes F x H x W numbers, 4 MiB at the first stage of an 800 x 1344 image (13 in a search)."""
+from .frequency import FREQUENCY_SETS, SPECTRUM, Frequency
 
 
 def dct_basis(indices: Sequence[int], length: int, device: torch.device | None = None) -> Tensor:
-    """Basis vectors of the orthonormal DCT-II.
+    """Compute basis vectors of the orthonormal DCT-II.
 
     ``B(u, x) = sqrt((1 if u == 0 else 2) / L) cos(pi u (x + 1/2) / L)`` for x in 0..L-1.
 
@@ -47,7 +43,7 @@ def dct_basis(indices: Sequence[int], length: int, device: torch.device | None =
 
 
 def pooling_matrix(size: int, cells: int, device: torch.device | None = None, valid: Tensor | None = None) -> Tensor:
-    """Adaptive average pooling along one axis as a matrix.
+    """Write adaptive average pooling along one axis as a matrix.
 
     Cell i averages the entries from floor(i size / cells) up to, not including, ceil((i + 1) size / cells). ``size`` may be smaller
     than ``cells`` and may be symbolic: the matrix is a comparison of two index ranges.
@@ -76,12 +72,23 @@ def pooling_matrix(size: int, cells: int, device: torch.device | None = None, va
     return ((entry >= start) & (entry < end)).double() / (end - start)
 
 
+def spectrum_scale(grid: tuple[int, int]) -> tuple[int, int]:
+    """How many indices of the grid's own spectrum one step of the 7x7 spectrum is, along the height and the width."""
+    height, width = (max(cells // SPECTRUM, 1) for cells in grid)
+    return height, width
+
+
+def show_grid(grid: tuple[int, int]) -> int | tuple[int, int]:
+    """Write a grid as ``dct_size=`` takes it."""
+    return grid[0] if grid[0] == grid[1] else grid
+
+
 def grid_indices(frequencies: Sequence[Frequency], grid: tuple[int, int]) -> tuple[list[int], list[int]]:
-    """The frequencies' indices in the spectrum of ``grid``: (u, v) times ``grid // 7``, as FcaNet scales them.
+    """Scale frequencies to the spectrum of ``grid``: (u, v) times ``grid // 7``, as FcaNet does.
 
     A grid below 7 has no spectrum to scale to: there (u, v) are the grid's own indices.
     """
-    scale_u, scale_v = (max(cells // SPECTRUM, 1) for cells in grid)
+    scale_u, scale_v = spectrum_scale(grid)
     return [u * scale_u for u, _ in frequencies], [v * scale_v for _, v in frequencies]
 
 
@@ -93,7 +100,7 @@ def projection_maps(
     device: torch.device | None = None,
     valid: Tensor | None = None,
 ) -> Tensor:
-    """One map per frequency: its inner product with a channel is the DCT component of that channel pooled to ``grid``.
+    """Compute one map per frequency: its inner product with a channel is the DCT component of that channel pooled to ``grid``.
 
     Args:
         frequencies: (u, v) pairs.
@@ -116,111 +123,47 @@ def projection_maps(
     return rows[..., :, None] * columns[..., None, :]
 
 
-class ValidPart:
-    """The part at the top left of each feature map that is the image's own, not its batch's padding, and the maps that project it.
-
-    The maps are made once for all the blocks that share the part.
-
-    Args:
-        sizes: ``[N, 2]``, integers: the height and width of each part, at least 1.
+def full_basis(frequencies: Sequence[Frequency], grid: tuple[int, int], channels: int) -> Tensor:
+    """Compute the DCT components of C channels in equal groups as one tensor, ``[C, h, w]`` float32: what published checkpoints store.
 
     Example:
-        >>> part = ValidPart(torch.tensor([[2, 1]]))
-        >>> part.projection_maps((Frequency(0, 0),), (7, 7), torch.rand(1, 8, 2, 2))
-        tensor([[[[3.5000, 0.0000],
-                  [3.5000, 0.0000]]]])
+        >>> full_basis([Frequency(0, 0)], (2, 2), 1)
+        tensor([[[0.5000, 0.5000],
+                 [0.5000, 0.5000]]])
     """
-
-    def __init__(self, sizes: Tensor):
-        self.sizes = sizes
-        self._maps: dict[tuple, Tensor] = {}
-
-    def projection_maps(self, frequencies: tuple[Frequency, ...], grid: tuple[int, int], x: Tensor) -> Tensor:
-        """``projection_maps`` for the size, dtype and device of ``x``, ``[N, F, H, W]``. Not to be written to.
-
-        Raises:
-            ValueError: the part was not made for as many images.
-        """
-        if x.shape[0] != self.sizes.shape[0]:
-            raise ValueError(f'{len(self.sizes)} sizes of valid parts were given for {len(x)} images: give one (height, width) for each')
-        height, width = x.shape[2:]
-        key = (frequencies, grid, x.dtype)  # without the size, which is one for all feature maps of the part and may be symbolic
-        if key not in self._maps:
-            with torch.inference_mode(False), torch.no_grad():
-                self._maps[key] = projection_maps(frequencies, grid, height, width, x.device, self.sizes).to(x.dtype)
-        return self._maps[key]
+    u, v = grid_indices(frequencies, grid)
+    components = dct_basis(u, grid[0])[:, :, None] * dct_basis(v, grid[1])[:, None, :]
+    return components.float().repeat_interleave(channels // len(frequencies), dim=0)
 
 
-@lru_cache(maxsize=CACHED_MAPS)
-def cached_projection_maps(
-    frequencies: tuple[Frequency, ...],
-    grid: tuple[int, int],
-    height: int,
-    width: int,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> Tensor:
-    """``projection_maps`` in ``dtype``, computed once per size and shared by every block that asks for it. Not to be written to."""
-    # A map made in inference mode could not be used by a later training step.
-    with torch.inference_mode(False), torch.no_grad():
-        return projection_maps(frequencies, grid, height, width, device).to(dtype)
+def describe_basis(weight: Tensor) -> str:
+    """Say what a stored ``[C, h, w]`` tensor is: the arguments that compute it, or the ``basis`` that loads it.
 
-
-def _inner_products(x: Tensor, maps: Tensor) -> Tensor:
-    """``project`` without a gradient."""
-    vectors = maps.flatten(-2)[..., None, :]
-    # A view in both memory formats: [N, F, H W, P]. The map on the left of the product is what runs at the speed of memory.
-    channels = x.unflatten(1, (maps.shape[-3], -1)).flatten(3).transpose(2, 3)
-    if len(x) == 1:
-        return torch.bmm(vectors.view(-1, *vectors.shape[-2:]), channels[0]).view(1, -1)
-    if x.is_cuda or not len(x):
-        return torch.matmul(vectors, channels).flatten(1)
-    return torch.stack([torch.bmm(one, image).flatten() for one, image in zip(vectors.expand(len(x), -1, -1, -1), channels, strict=True)])
-
-
-class _Project(torch.autograd.Function):
-    """``project`` with a backward that writes the gradient once, in the input's layout."""
-
-    @staticmethod
-    def forward(x: Tensor, maps: Tensor) -> Tensor:
-        return _inner_products(x, maps)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        x, maps = inputs
-        ctx.save_for_backward(maps, x if ctx.needs_input_grad[1] else None)
-        ctx.channels_last = x.is_contiguous(memory_format=torch.channels_last)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        maps, x = ctx.saved_tensors
-        grad = grad.unflatten(1, (maps.shape[-3], -1))
-        to_x = to_maps = None
-        if ctx.needs_input_grad[1]:
-            pixels = grad[:, :, None] @ x.unflatten(1, grad.shape[1:]).flatten(3)  # [N, F, 1, H W]
-            to_maps = pixels.squeeze(2).unflatten(-1, maps.shape[-2:]).sum_to_size(maps.shape)
-        if ctx.needs_input_grad[0] and ctx.channels_last:
-            pixels = maps.movedim(-3, -1).contiguous()[..., None] * grad[:, None, None]  # the product takes its layout from the maps
-            to_x = pixels.flatten(3).permute(0, 3, 1, 2)
-        elif ctx.needs_input_grad[0]:
-            to_x = (grad[..., None, None] * maps[..., None, :, :]).flatten(1, 2)
-        return to_x, to_maps
-
-
-def project(x: Tensor, maps: Tensor) -> Tensor:
-    """Squeeze each channel with its group's map: ``freq[n, c] = sum_ij maps[f, i, j] x[n, c, i, j]`` with ``f = c // (C / F)``.
-
-    Args:
-        x: ``[N, C, H, W]``, contiguous or channels_last (other strides are copied).
-        maps: ``[F, H, W]``, or ``[N, F, H, W]`` where each image has its own, in x's dtype; F divides C.
-
-    Returns:
-        ``[N, C]``.
+    Its own DCT shows it: each channel of a fixed basis has a single coefficient, which is 1.
 
     Example:
-        >>> project(torch.ones(1, 2, 3, 3), torch.ones(1, 3, 3))
-        tensor([[9., 9.]])
+        >>> describe_basis(full_basis(FREQUENCY_SETS['low4'], (14, 14), 64))
+        "frequencies='low4', dct_size=14"
     """
-    if torch.is_grad_enabled() and (x.requires_grad or maps.requires_grad):
-        return _Project.apply(x, maps)
-    return _inner_products(x, maps)
+    if weight.dim() != 3 or not weight.numel():
+        return f'of shape {list(weight.shape)}, which no basis has'
+    channels, height, width = weight.shape
+    size = show_grid((height, width))
+    spectra = dct_basis(range(height), height) @ weight.double().cpu() @ dct_basis(range(width), width).T
+    indices = spectra.flatten(1).argmax(1).tolist()
+    group = math.gcd(channels, *(channel for channel in range(1, channels) if indices[channel] != indices[channel - 1]))
+    scale_u, scale_v = spectrum_scale((height, width))
+    pairs = tuple(Frequency(index // width // scale_u, index % width // scale_v) for index in indices[::group])
+    if not same_basis(weight, full_basis(pairs, (height, width), channels)):
+        kind = 'random' if weight.min() >= 0 and weight.max() <= 1 else 'learned_dct'
+        return f'a learned or random tensor: dct_size={size} with basis={kind!r}, or another learned or random basis, loads it'
+    name = next((name for name, frequencies in FREQUENCY_SETS.items() if frequencies == pairs), None)
+    return f'frequencies={name or [tuple(pair) for pair in pairs]!r}, dct_size={size}'
+
+
+def same_basis(stored: Tensor, computed: Tensor) -> bool:
+    """Whether a stored tensor is the computed one, up to the rounding of the type that it was stored in."""
+    if stored.shape != computed.shape or not stored.is_floating_point():
+        return False
+    tolerance = max(1e-5, 2 * torch.finfo(stored.dtype).eps) * computed.abs().max()
+    return bool((stored.cpu().float() - computed).abs().max() <= tolerance)

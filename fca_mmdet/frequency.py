@@ -10,9 +10,8 @@ as pairs.
 """
 
 import numbers
-import operator
 from collections.abc import Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 SPECTRUM = 7
 """Frequencies along each axis of the spectrum that (u, v) refers to."""
@@ -42,46 +41,19 @@ FREQUENCY_SETS: dict[str, tuple[Frequency, ...]] = {
 }
 """The 18 published sets, ``top1`` to ``bot32``; ``top1`` and ``low1`` are global average pooling up to a constant."""
 
-
-LARGEST = 2**16
-"""Channels, or cells of a grid along an axis, that are taken for meant."""
-
-
-def whole_number(name: str, value: Any, otherwise: str = '') -> int:
-    """An argument that counts channels or cells.
-
-    Args:
-        name: of the argument.
-        value: an int, or what Python takes for one (numpy's and torch's integers).
-        otherwise: what else the argument may be, for the message.
-
-    Raises:
-        TypeError: no integer.
-        ValueError: negative, or above ``LARGEST``.
-
-    Example:
-        >>> whole_number('in_channels', 64)
-        64
-    """
-    message = f'{name}={value!r} must be an integer in 0..{LARGEST}{otherwise}'
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise TypeError(message) from None
-    if not 0 <= number <= LARGEST:
-        raise ValueError(message)
-    return number
+CANDIDATES = tuple(Frequency(u, v) for u in range(SPECTRUM) for v in range(SPECTRUM))
+"""All 49 frequencies of the spectrum, v fastest."""
 
 
 def resolve_frequencies(frequencies: Frequencies) -> tuple[Frequency, ...]:
-    """The (u, v) pairs of a named set, or the given pairs, checked.
+    """Return the (u, v) pairs of a named set, or the given pairs, checked.
 
     Args:
         frequencies: a key of ``FREQUENCY_SETS``, or (u, v) pairs with u and v in 0..6.
 
     Raises:
         TypeError: neither a name nor something with a length.
-        ValueError: an unknown name, no pair at all, something that is no pair of ints, or a pair outside the spectrum.
+        ValueError: an unknown name, no pair at all, an entry that is not a pair of integers, or a pair outside the spectrum.
 
     Example:
         >>> resolve_frequencies('low2')

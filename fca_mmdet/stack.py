@@ -5,19 +5,27 @@ setup.py requires neither and offers each as an extra.
 """
 
 import importlib
+import importlib.util
 import pickle
 from typing import Any
 
-import numpy as np
 import torch
 
 VERSION_WINDOWS = {'mmengine': ('0.10.7', '1.0.0'), 'mmcv': ('2.1.0', '3.0.0'), 'mmdet': ('3.3.0', '4.0.0')}
 """The oldest version that the tests ran with, and the first that is not accepted; imported in this order."""
 
-_INSTALL = (
+INSTALL = (
     "install one of the two distributions, torch first: pip install --no-build-isolation 'fca_mmdet[onedl]' (maintained) "
     "or pip install --no-build-isolation 'fca_mmdet[openmmlab]' (last released in 2024)"
 )
+
+
+def is_missing() -> bool:
+    """Whether there is no mmdet. One that is there and cannot be imported is an error of ``check_versions``."""
+    try:
+        return importlib.util.find_spec('mmdet') is None
+    except ImportError:
+        return True
 
 
 def check_versions() -> None:
@@ -31,10 +39,10 @@ def check_versions() -> None:
         try:
             found = importlib.import_module(name).__version__
         except (ImportError, AssertionError) as error:  # mmdet asserts the version of mmcv
-            raise ImportError(f'{needed}, which cannot be imported ({error}); {_INSTALL}') from error
+            raise ImportError(f'{needed}, which cannot be imported ({error}); {INSTALL}') from error
         digit_version = importlib.import_module('mmengine.utils').digit_version
         if not digit_version(oldest) <= digit_version(found) < digit_version(first_refused):
-            raise ImportError(f'{needed}, but found {found}; {_INSTALL}')
+            raise ImportError(f'{needed}, but found {found}; {INSTALL}')
 
 
 def _history_buffer_method(owner: Any, name: str) -> Any:
@@ -53,6 +61,7 @@ def allow_mmengine_checkpoints() -> None:
     writes as calls of ``getattr``: these alone are allowed. Without this, OpenMMLab's mmengine cannot load its own checkpoints, and
     OneDL's falls back to unpickling without a check.
     """
+    import numpy as np
     from mmengine.logging import HistoryBuffer
 
     HistoryBuffer()  # makes the class list its statistics

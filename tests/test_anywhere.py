@@ -2,13 +2,13 @@
 
 import pytest
 import torch
+from helpers import frozen
 from mmdet.models.backbones import RegNet, Res2Net, ResNeSt, ResNet, ResNeXt
 from mmdet.models.backbones.detectors_resnet import DetectoRS_ResNet
 from mmdet.registry import MODELS
 from mmdet.testing import demo_mm_inputs
 from mmengine.hub import get_config
 from mmengine.registry import init_default_scope
-from test_resnet import frozen
 
 from fca_mmdet import FcaResNet, FcaResNeXt, FcaResNeXtBottleneck, MultiSpectralAttention, stage_plugins
 

@@ -13,7 +13,7 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from modelindex.load_model_index import load
 
-from fca_mmdet import EfficientChannelAttention, FcaResNet, MultiSpectralAttention, OrientedDetDataPreprocessor, SqueezeExcitation
+from fca_mmdet import CanvasDetDataPreprocessor, EfficientChannelAttention, FcaResNet, MultiSpectralAttention, SqueezeExcitation
 
 MMDET_CONFIGS = Path(mmdet.__file__).parent / '.mim' / 'configs'
 ROOT = Path(__file__).resolve().parents[1]
@@ -91,7 +91,7 @@ def test_a_detector_trains_a_step_and_predicts(name):
     model = build(ROOT / 'configs' / f'{name}.py')
     classes = model.roi_head.bbox_head.num_classes
     batch = demo_mm_inputs(2, image_shapes=[(3, 96, 128), (3, 128, 100)], num_classes=classes, with_mask=True)
-    if isinstance(model.data_preprocessor, OrientedDetDataPreprocessor):
+    if isinstance(model.data_preprocessor, CanvasDetDataPreprocessor):
         model.data_preprocessor.canvas = (96, 160)  # smaller than the real one, for speed
     data = model.data_preprocessor(batch, True)
     loss, log = model.parse_losses(model.train()(**data, mode='loss'))
@@ -161,7 +161,7 @@ def test_the_papers_mask_rcnn_mines_hard_examples_and_freezes_the_stem_alone():
 
 def test_the_papers_faster_rcnn_pads_to_the_canvas():
     model = build(ROOT / 'configs/faster_rcnn/faster-rcnn_fca-r50_fpn_paper_coco.py')
-    assert isinstance(model.data_preprocessor, OrientedDetDataPreprocessor)
+    assert isinstance(model.data_preprocessor, CanvasDetDataPreprocessor)
     for training in (True, False):
         batch = demo_mm_inputs(1, image_shapes=[(3, 800, 600)], num_classes=80)
         assert model.data_preprocessor(batch, training)['inputs'].shape == (1, 3, 1333, 800)

@@ -10,8 +10,7 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from test_imagenet import TORCHVISION
-from test_imagenet import pytestmark as needs_torchvision
+from helpers import TORCHVISION, needs_torchvision
 from torch.nn.functional import cross_entropy
 
 from fca_mmdet import FREQUENCY_SETS, MultiSpectralAttention

@@ -2,11 +2,11 @@
 
 import copy
 import pickle
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import pytest
 import torch
+from helpers import FORMATS, FORMS, choose_form, evaluate, folded_calls, largest_error, saved_bytes, shortcut, with_statistics
 from mmcv.cnn.utils import fuse_conv_bn
 from mmdet.models.backbones import ResNet
 from mmengine.model import ExponentialMovingAverage, revert_sync_batchnorm
@@ -14,39 +14,16 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fca_mmdet import FcaBasicBlock, FcaBottleneck, FcaResNet, dct, folding, resnet
+from fca_mmdet import FcaBasicBlock, FcaBottleneck, FcaResNet, folding, projection
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
-FORMATS = [torch.contiguous_format, torch.channels_last]
-FORMS = {'product': (0, 0), 'convolved product': (0, 1e9), 'gate': (1e9, 0)}
 
 
 @pytest.fixture(params=FORMS)
 def form(request, monkeypatch) -> str:
     """Each form at every size, whichever the size would select."""
-    for name, value in zip(('PRODUCT_PIXELS', 'CONVOLVED_BYTES'), FORMS[request.param], strict=True):
-        monkeypatch.setattr(folding, name, value)
+    choose_form(monkeypatch, request.param)
     return request.param
-
-
-def with_statistics(module: nn.Module) -> nn.Module:
-    """Normalisations as after training, in eval mode."""
-    generator = torch.Generator().manual_seed(0)
-    for norm in module.modules():
-        if isinstance(norm, nn.modules.batchnorm._BatchNorm):
-            norm.running_mean.uniform_(-0.3, 0.3, generator=generator)
-            norm.running_var.uniform_(0.5, 2, generator=generator)
-            if norm.affine:
-                nn.init.uniform_(norm.weight, -1, 1, generator=generator)
-                nn.init.uniform_(norm.bias, -0.5, 0.5, generator=generator)
-    module.eval()
-    return module
-
-
-def shortcut(inplanes: int, planes: int, stride: int, average: bool = False) -> nn.Sequential:
-    """mmdet's shortcut, with ResNet-D's average before it if asked for."""
-    pool = [nn.AvgPool2d(stride, stride, ceil_mode=True, count_include_pad=False)] if average else []
-    return nn.Sequential(*pool, nn.Conv2d(inplanes, planes, 1, 1 if average else stride, bias=False), nn.BatchNorm2d(planes))
 
 
 BLOCKS: dict[str, Callable[[], nn.Module]] = {
@@ -66,34 +43,6 @@ BLOCKS: dict[str, Callable[[], nn.Module]] = {
     'basic, stride 2': lambda: FcaBasicBlock(16, 32, stride=2, downsample=shortcut(16, 32, 2), frequencies='low4'),
     'basic, checkpointed': lambda: FcaBasicBlock(32, 32, dct_size=14, with_cp=True),
 }
-
-
-@contextmanager
-def folded_calls(monkeypatch) -> Iterator[list]:
-    """The blocks that run folded."""
-    calls: list = []
-    run = folding.run_folded
-    with monkeypatch.context() as patch:
-        patch.setattr(resnet, 'run_folded', lambda block, x: (calls.append(block), run(block, x))[1])
-        yield calls
-
-
-def evaluate(module: nn.Module, x: Tensor) -> list[Tensor]:
-    """Outputs, the input's gradient and the parameters' gradients under a fixed random cotangent."""
-    module.zero_grad()
-    x = x.detach().clone(memory_format=torch.preserve_format).requires_grad_()
-    outputs = module(x)
-    outputs = [outputs] if isinstance(outputs, Tensor) else list(outputs)
-    generator = torch.Generator().manual_seed(1)
-    loss = sum((out * torch.rand(out.shape, generator=generator, dtype=torch.float64).to(out)).sum() for out in outputs)
-    loss.backward()
-    return [*(out.detach() for out in outputs), x.grad, *(p.grad for p in module.parameters() if p.grad is not None)]
-
-
-def largest_error(actual: list[Tensor], expected: list[Tensor]) -> float:
-    """The largest difference relative to the largest entry of each tensor."""
-    assert [value.shape for value in actual] == [value.shape for value in expected]
-    return max(float((a.double() - e.double()).abs().max() / e.double().abs().max()) for a, e in zip(actual, expected, strict=True))
 
 
 def distance(actual: Tensor, expected: Tensor) -> float:
@@ -169,8 +118,8 @@ def test_a_whole_backbone(depth, size, train, monkeypatch):
 def test_the_comparison_sees_a_wrong_fold(monkeypatch):
     block = with_statistics(BLOCKS['bottleneck']()).double()
     x = torch.randn(1, 64, 15, 26, dtype=torch.float64)
-    folded = folding._folded_weight
-    monkeypatch.setattr(folding, '_folded_weight', lambda conv, norm: [value * (1 + 1e-9) for value in folded(conv, norm)])
+    folded = folding.fold_modules
+    monkeypatch.setattr(folding, 'fold_modules', lambda conv, norm: [value * (1 + 1e-9) for value in folded(conv, norm)])
     actual, block.fold = evaluate(block, x), False
     assert largest_error(actual, evaluate(block, x)) > 1e-11
 
@@ -281,7 +230,19 @@ def test_what_cannot_be_folded_takes_the_readable_path(change, monkeypatch):
         *(
             (register, name)
             for register in ('register_forward_hook', 'register_forward_pre_hook')
-            for name in ('conv1', 'bn1', 'conv2', 'bn2', 'att', 'relu', 'downsample', 'downsample.0', 'downsample.1', 'att.fc.0')
+            for name in (
+                'conv1',
+                'bn1',
+                'conv2',
+                'bn2',
+                'att',
+                'att.dct_layer',
+                'relu',
+                'downsample',
+                'downsample.0',
+                'downsample.1',
+                'att.fc.0',
+            )
         ),
         # torch refuses a backward hook on a module that an in-place ReLU follows.
         ('register_full_backward_hook', 'conv2'),
@@ -403,20 +364,6 @@ def test_no_feature_map_is_copied(kind, planes, stride, memory_format, batch, fo
     assert copies.found == []
 
 
-def saved_bytes(module: nn.Module, x: Tensor) -> int:
-    kept, own = {}, {p.untyped_storage().data_ptr() for p in [*module.parameters(), *module.buffers()]}
-
-    def note(tensor: Tensor) -> Tensor:
-        if tensor.untyped_storage().data_ptr() not in own:
-            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        out = module(x)
-    del out
-    return sum(kept.values())
-
-
 def test_a_training_step_keeps_less_than_without_attention():
     options = dict(frozen_stages=1, norm_eval=True)
     plain, folded = ResNet(50, **options), FcaResNet(50, **options)
@@ -427,15 +374,15 @@ def test_a_training_step_keeps_less_than_without_attention():
 
 
 def test_inference_then_training_and_changing_sizes(monkeypatch):
-    dct.cached_projection_maps.cache_clear()
+    projection.cached_projection_maps.cache_clear()
     block = with_statistics(FcaBottleneck(64, 16, dct_size=7))
-    for width in range(1, dct.CACHED_MAPS + 9):
+    for width in range(1, projection.CACHED_MAPS + 9):
         with torch.inference_mode():
             block(torch.rand(1, 64, 2, width))
         with torch.no_grad():
             block(torch.rand(1, 64, 2, width))
         block(torch.rand(1, 64, 2, width, requires_grad=True)).sum().backward()
-    assert dct.cached_projection_maps.cache_info().currsize == dct.CACHED_MAPS
+    assert projection.cached_projection_maps.cache_info().currsize == projection.CACHED_MAPS
 
 
 def test_state_copies_pickles_and_moving_averages():

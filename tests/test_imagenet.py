@@ -9,18 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import TORCHVISION, frozen, needs_torchvision
 from mmengine.config import Config
 from PIL import Image
-from test_resnet import frozen
 
 from fca_mmdet import FcaResNet
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / 'configs' / 'imagenet'
 # torchvision, which mmpretrain imports, lies beside the environment: mmengine does not start where it is installed and cannot be imported.
-TORCHVISION = [ROOT / 'tests' / 'torchvision_on_cpu', Path(sys.prefix) / 'torchvision']
-
-pytestmark = pytest.mark.skipif(not TORCHVISION[1].exists(), reason='this environment was not made by tools/environment/prepare.py')
+pytestmark = needs_torchvision
 
 
 @pytest.fixture(scope='module')

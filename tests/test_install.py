@@ -8,12 +8,14 @@ import sysconfig
 import tarfile
 import venv
 import zipfile
-from importlib.metadata import packages_distributions
+from importlib.metadata import distribution, packages_distributions
 from pathlib import Path
 
 import mmdet
 import pytest
-from make_shapes import CLASSES, make_shapes
+from packaging.requirements import Requirement
+
+from fca_mmdet.lab.shapes import CLASSES, make_shapes
 
 pytestmark = pytest.mark.slow
 
@@ -182,6 +184,43 @@ def test_mim_trains_and_tests(wheel, data, tmp_path):
     tested = run(*mim, 'test', package, config, '--checkpoint', checkpoint, '--work-dir', tmp_path / 't', cwd=tmp_path)
     assert 'coco/segm_mAP' in tested
     assert 'Testing finished successfully' in tested
+
+
+def needed_by(name: str, found: dict) -> dict:
+    """The installed distributions that one needs, and itself, by name."""
+    if name not in found:
+        found[name] = distribution(name)
+        for requirement in map(Requirement, found[name].requires or []):
+            if requirement.marker is None or requirement.marker.evaluate({'extra': ''}):
+                needed_by(requirement.name, found)
+    return found
+
+
+WITHOUT_MMDET = """
+import importlib.util, fca_mmdet, torch
+assert not [name for name in ('mmdet', 'mmengine', 'mmcv', 'numpy') if importlib.util.find_spec(name)]
+from fca_mmdet import FREQUENCY_SETS, Frequency, MultiSpectralAttention, stage_plugins
+print(MultiSpectralAttention(64, 14)(torch.rand(2, 64, 9, 13)).shape, len(FREQUENCY_SETS))
+try:
+    from fca_mmdet import FcaResNet
+except ImportError as error:
+    print(error)
+"""
+
+
+def test_an_environment_with_torch_alone_has_the_attention(wheel, tmp_path):
+    python = tmp_path / 'environment' / 'bin' / 'python'
+    venv.create(tmp_path / 'environment', with_pip=False, symlinks=True)
+    root = str(tmp_path / 'environment')
+    site = Path(sysconfig.get_path('purelib', vars={'base': root, 'platbase': root}))
+    for library in needed_by('torch', {}).values():
+        for name in {file.parts[0] for file in library.files or []} - {'..', '__pycache__', 'bin'}:
+            if not (site / name).exists():
+                (site / name).symlink_to(library.locate_file(name))
+    run(sys.executable, '-m', 'pip', '-q', '--python', python, 'install', '--no-deps', wheel, cwd=tmp_path)
+    shape, said = run(python, '-W', 'ignore', '-c', WITHOUT_MMDET, cwd=tmp_path).splitlines()
+    assert shape == 'torch.Size([2, 64, 9, 13]) 18'
+    assert said.startswith('fca_mmdet.FcaResNet needs mmdet, which is not installed; install one of the two distributions, torch first: ')
 
 
 PYTHON_USE = """

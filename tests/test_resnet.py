@@ -1,11 +1,10 @@
 import copy
-import json
 import pickle
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from helpers import GOLDEN, PUBLISHED, frozen
 from mmdet.models.backbones import ResNet, ResNetV1d
 from mmdet.models.backbones.resnet import BasicBlock, Bottleneck
 from mmdet.registry import MODELS
@@ -14,16 +13,7 @@ from torch import nn
 
 from fca_mmdet import FcaBasicBlock, FcaBottleneck, FcaResNet, FcaResNetV1d, MultiSpectralAttention
 
-REFERENCE = Path(__file__).parent / 'reference'
-GOLDEN = np.load(REFERENCE / 'backbone.npz')
-PUBLISHED = json.loads((REFERENCE / 'fcanet_state_dict_shapes.json').read_text())
 IMAGE = torch.rand(1, 3, 65, 97, generator=torch.Generator().manual_seed(0))
-
-
-def frozen(model: nn.Module) -> nn.Module:
-    """The model in eval mode; mmdet's ``ResNet.train`` returns nothing."""
-    model.eval()
-    return model
 
 
 def training(model: nn.Module) -> nn.Module:

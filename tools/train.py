@@ -5,7 +5,15 @@
 Checkpoints are read as data.
 """
 
-from upstream import run_upstream
+from fca_mmdet.command import command
+from fca_mmdet.training.launch import launch
+
+
+@command
+def main() -> None:
+    """Run it."""
+    launch('train.py')
+
 
 if __name__ == '__main__':
-    run_upstream('train.py')
+    main()

@@ -4,5 +4,5 @@
 _base_ = './faster-rcnn_r50_fpn_1x_coco.py'
 custom_imports = dict(imports=['fca_mmdet'], allow_failed_imports=False)
 
-model = dict(data_preprocessor=dict(type='OrientedDetDataPreprocessor', canvas=(800, 1333), pad_size_divisor=1))
+model = dict(data_preprocessor=dict(type='CanvasDetDataPreprocessor', canvas=(800, 1333), pad_size_divisor=1))
 optim_wrapper = dict(optimizer=dict(lr=0.01))

@@ -1,0 +1,1 @@
+"""What measures, compares and draws; no training or deployed model needs it."""

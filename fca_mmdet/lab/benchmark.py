@@ -1,0 +1,255 @@
+"""What is timed: backbones with their attentions, a detector with one of them, the layer alone, the forms of a folded block."""
+
+import resource
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from typing import Any, cast
+from unittest.mock import patch
+
+import torch
+from mmcv.cnn.bricks import ContextBlock
+from mmdet.models.backbones import ResNet
+from mmdet.testing import demo_mm_inputs
+from mmengine.hub import get_config
+from mmengine.logging import MMLogger
+from torch import Tensor, nn
+
+from .. import EfficientChannelAttention, FcaBottleneck, FcaResNet, MultiSpectralAttention, SqueezeExcitation, folding
+from ..detector import build_detector
+from .timing import Setting, in_turns, rounds, seconds, summary, workers
+
+BACKBONES: dict[str, Callable[..., ResNet]] = {
+    'ResNet': ResNet,
+    '+ SE': partial(ResNet, plugins=[dict(cfg=dict(type=SqueezeExcitation), position='after_conv3')]),
+    '+ ECA': partial(ResNet, plugins=[dict(cfg=dict(type=EfficientChannelAttention), position='after_conv3')]),
+    '+ GC': partial(ResNet, plugins=[dict(cfg=dict(type=ContextBlock, ratio=1 / 16), position='after_conv3')]),
+    '+ FCA, readable': partial(FcaResNet, fold=False),
+    '+ FCA, folded': FcaResNet,
+    '+ FCA, ignoring padding': partial(FcaResNet, ignore_padding=True),
+}
+"""What can be compared, ResNet first: the ratios are to it."""
+
+RECORDED = [name for name in BACKBONES if 'ignoring' not in name]
+ROUNDS_PER_PROCESS = 3
+MODES = {
+    'inference': (1e3, 'ms', 'inference'),
+    'training': (1e3, 'ms', 'training step'),
+    'saved': (2**-20, 'MiB', 'kept for backward'),
+    'peak': (2**-20, 'MiB', 'peak memory of the process'),
+}
+"""The factor from seconds or bytes to the unit that is shown, the unit, and the title of a panel."""
+
+
+def possible_backbones(depth: int) -> list[str]:
+    """List the backbones of a depth: below 50 the blocks of mmdet's ResNet have no slot for an attention."""
+    return [name for name in BACKBONES if depth >= 50 or name == 'ResNet' or 'FCA' in name]
+
+
+class Subject:
+    """One backbone under one setting, and what is measured on it."""
+
+    def __init__(self, name: str, setting: Setting):
+        torch.set_num_threads(setting.threads)
+        torch.manual_seed(0)
+        MMLogger.get_instance('mmengine', log_level='ERROR')
+        self.setting = setting
+        self.model: nn.Module = BACKBONES[name](depth=setting.depth, frozen_stages=1, norm_eval=True)
+        for module in self.model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                nn.init.uniform_(module.weight, 0.1, 0.5)
+                nn.init.normal_(module.bias, 0, 0.2)
+                nn.init.normal_(cast(Tensor, module.running_mean), 0, 0.2)
+                nn.init.uniform_(cast(Tensor, module.running_var), 0.3, 2)
+        self.model.to(setting.device, memory_format=setting.memory_format).train()
+        self.x = torch.randn(setting.batch, 3, *setting.size, device=setting.device).to(memory_format=setting.memory_format)
+        self.run: Callable[[Tensor], Sequence[Tensor]] = torch.compile(self.model) if setting.compile else self.model
+
+    def forward(self) -> Sequence[Tensor]:
+        """Compute the features, under autocast if the setting says so."""
+        dtype = self.setting.dtype
+        with torch.autocast(self.x.device.type, getattr(torch, dtype), enabled=dtype != 'float32'):
+            return self.run(self.x)
+
+    @torch.inference_mode()
+    def inference(self) -> float:
+        """Take the seconds of one forward."""
+        return seconds(self.forward, self.x.device)
+
+    def training(self) -> float:
+        """Take the seconds of one forward and backward."""
+        self.model.zero_grad()
+        return seconds(lambda: torch.stack([feature.mean() for feature in self.forward()]).sum().backward(), self.x.device)
+
+    def saved(self) -> float:
+        """Count the bytes that a forward keeps for backward beyond parameters and buffers."""
+        kept: dict[int, int] = {}
+        own = {tensor.untyped_storage().data_ptr() for tensor in [*self.model.parameters(), *self.model.buffers()]}
+
+        def note(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in own:
+                kept[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            features = self.forward()
+        del features
+        return float(sum(kept.values()))
+
+    def operators(self) -> dict[str, float]:
+        """Take the seconds of a training step by operator, the mean of three."""
+        with torch.profiler.profile() as profiler:
+            for _ in range(3):
+                self.training()
+        return {event.key: event.self_cpu_time_total / 3e6 for event in profiler.key_averages()}
+
+    def peak(self) -> float:
+        """Look up the most bytes so far: of CUDA's allocator, or resident in the process."""
+        if self.x.is_cuda:
+            return float(torch.cuda.max_memory_allocated(self.x.device))
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
+
+
+class Detector(Subject):
+    """Mask R-CNN with one of the backbones; a training step's forward is the losses of random images with ten objects each."""
+
+    def __init__(self, name: str, setting: Setting):
+        super().__init__(name, setting)
+        detector: Any = build_detector(get_config('mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py'))
+        detector.backbone = self.model
+        self.model = detector.to(setting.device).train()
+        shapes = [(3, *setting.size)] * setting.batch
+        data = demo_mm_inputs(setting.batch, shapes, num_items=[10] * setting.batch, num_classes=80, with_mask=True, device=setting.device)
+        self.data = detector.data_preprocessor(data, training=True)
+        self.run = lambda _: [detector.parse_losses(detector(**self.data, mode='loss'))[0]]
+
+
+def describe_setting(setting: dict) -> str:
+    """Put a setting into words."""
+    switches = {'channels_last': 'channels_last', 'compile': 'compiled', 'keep_pages': 'allocator keeps pages'}
+    options = [words for name, words in switches.items() if setting[name]]
+    height, width = setting['size']
+    return ', '.join([f'depth {setting["depth"]}', f'{setting["batch"]} x 3 x {height} x {width}', setting['dtype'], *options])
+
+
+def print_table(measured: dict) -> None:
+    """Print a line for each backbone: each figure, its ratio to the first backbone's, and the ratio's quartiles."""
+    table = measured['table']
+    print(f'\n{describe_setting(measured["setting"])}')
+    for name in next(iter(table.values())):
+        cells = []
+        for mode, rows in table.items():
+            (scale, unit, _), row = MODES[mode], rows[name]
+            spread = '' if mode in ('saved', 'peak') else f' ({row["quartiles"][0]:.2f} - {row["quartiles"][1]:.2f})'
+            cells.append(f'{mode} {row["median"] * scale:6.0f} {unit} {row["ratio"]:.2f}{spread}')
+        print(f'  {name:16} ' + '   '.join(cells), flush=True)
+
+
+def measure_table(
+    setting: Setting, names: Sequence[str], times: Sequence[str], once: Sequence[str], repeats: int, kind: type[Subject] = Subject
+) -> dict:
+    """Make the table of one setting, and print it.
+
+    Where a process's heap happens to lie stays so, so all start anew after ``ROUNDS_PER_PROCESS`` rounds (not if compiled: that takes
+    minutes). The methods ``times`` are called in every round, ``once`` in the last processes.
+    """
+    series: dict[str, dict[str, list[float]]] = {action: {name: [] for name in names} for action in times}
+    lives = 1 if setting.compile else -(-repeats // ROUNDS_PER_PROCESS)
+    for life in range(lives):
+        count = (repeats + life) // lives  # they add up to repeats
+        with workers(names, setting, kind) as ask:
+            for action in times:
+                label = f'processes {life + 1} of {lives}, {action}'
+                for name, values in rounds(partial(ask, action), count, label).items():
+                    series[action][name] += values
+            last = {action: ask(action) for action in once if life == lives - 1}
+    series |= {action: {name: [value] for name, value in answers.items()} for action, answers in last.items()}
+    measured = {'setting': asdict(setting), 'repeats': repeats, 'table': {action: summary(values) for action, values in series.items()}}
+    print_table(measured)
+    return measured
+
+
+def measure_operators(setting: Setting, names: Sequence[str], shown: int = 9) -> list[dict]:
+    """Measure where a training step's time goes, by operator: what bounds a setting."""
+    with workers(names, setting, Subject) as ask:
+        ask('training')
+        answers = ask('operators')
+    print(f'\n{describe_setting(asdict(setting))}: ms of a training step by operator')
+    for name, operators in answers.items():
+        first = sorted(operators, key=operators.__getitem__, reverse=True)[:shown]
+        print(f'  {name:16} ' + ', '.join(f'{key.removeprefix("aten::")} {operators[key] * 1e3:.0f}' for key in first), flush=True)
+    return [{'setting': asdict(setting), 'seconds': answers}]
+
+
+def time_layers(layers: Mapping[str, Callable[[Tensor], Tensor]], x: Tensor, mode: str, repeats: int, label: str) -> dict[str, dict]:
+    """Time layers on a feature map in turns: inference, or forward and backward into the input."""
+
+    def inference(layer: Callable[[Tensor], Tensor]) -> None:
+        with torch.inference_mode():
+            layer(x)
+
+    def training(layer: Callable[[Tensor], Tensor]) -> None:
+        leaf = x.detach().requires_grad_()
+        out = layer(leaf)
+        torch.autograd.grad(out, leaf, torch.ones_like(out))
+
+    run = inference if mode == 'inference' else training
+    return in_turns({name: partial(run, layer) for name, layer in layers.items()}, repeats, x.device, label)
+
+
+def measure_attention(setting: Setting, repeats: int) -> list[dict]:
+    """Time the layer alone beside SE and a global average, which is what memory allows, on the stages' maps of an image."""
+    found = []
+    for stage, (stride, grid) in enumerate(((4, 56), (8, 28), (16, 14), (32, 7)), 1):
+        channels = 64 * stride
+        layers: dict[str, Callable[[Tensor], Tensor]] = {
+            'SE': SqueezeExcitation(channels).to(setting.device),
+            'FCA': MultiSpectralAttention(channels, grid).to(setting.device),
+            'mean': lambda x: x.mean((2, 3)),
+        }
+        x = torch.randn(setting.batch, channels, *(side // stride for side in setting.size), device=setting.device)
+        for mode in ('inference', 'training'):
+            rows = time_layers(layers, x, mode, repeats, f'stage{stage}')
+            found.append({'shape': list(x.shape), 'mode': mode, 'rows': rows})
+            cells = (f'{name} {row["median"] * 1e3:6.2f} ms {row["ratio"]:.2f}' for name, row in rows.items())
+            print(f'stage{stage} {"x".join(map(str, x.shape)):16} {mode:9}  ' + '   '.join(cells), flush=True)
+    return found
+
+
+def measure_forms(setting: Setting, repeats: int) -> list[dict]:
+    """Time the product form against the gate form of a folded bottleneck, at map sizes around ``PRODUCT_PIXELS``."""
+    found = []
+    for planes, grid in ((128, 28), (256, 14), (512, 7)):
+        block = FcaBottleneck(4 * planes, planes, dct_size=grid).to(setting.device, memory_format=setting.memory_format).eval()
+
+        def fold(x: Tensor, threshold: float, block: nn.Module = block) -> Tensor:
+            with patch.object(folding, 'PRODUCT_PIXELS', threshold):
+                return block(x)
+
+        forms = {'gate': partial(fold, threshold=1e9), 'product': partial(fold, threshold=0)}
+        for ratio in (1, 2, 4, 8, 16, 32):
+            side = round((ratio * planes) ** 0.5)
+            x = torch.randn(setting.batch, 4 * planes, side, side, device=setting.device).to(memory_format=setting.memory_format)
+            row: dict[str, Any] = {'planes': planes, 'pixels per channel': ratio}
+            row |= {mode: time_layers(forms, x, mode, repeats, 'forms')['product'] for mode in ('inference', 'training')}
+            found.append(row)
+            ratios = '   '.join(f'{mode} {row[mode]["ratio"]:.2f}' for mode in ('inference', 'training'))
+            print(f'z {planes} x {side} x {side}, {ratio:2} pixels per channel: product / gate   {ratios}', flush=True)
+    return found
+
+
+MEASURED: dict[str, Callable[[Setting, Sequence[str], int], list[dict]]] = {
+    # Compiled code keeps what it needs for backward by itself.
+    'backbones': lambda setting, names, repeats: [
+        measure_table(setting, names, ['inference', 'training'], ['peak'] if setting.compile else ['peak', 'saved'], repeats)
+    ],
+    'operators': lambda setting, names, repeats: measure_operators(setting, names),
+    'sizes': lambda setting, names, repeats: [
+        measure_table(replace(setting, size=(side, side)), names, ['inference'], [], repeats) for side in (320, 480, 640, 800, 1120, 1600)
+    ],
+    'attention': lambda setting, names, repeats: measure_attention(setting, repeats),
+    'forms': lambda setting, names, repeats: measure_forms(setting, repeats),
+    'detector': lambda setting, names, repeats: [measure_table(setting, names, ['training'], ['peak'], repeats, Detector)],
+}
+"""How each part of a record is measured: under a setting, of some backbones, in so many rounds."""

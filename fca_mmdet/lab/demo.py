@@ -1,0 +1,89 @@
+"""The main job: a small Mask R-CNN with an FCA backbone, trained on a COCO-format folder, scored with COCO mAP, and drawn."""
+
+import json
+import statistics
+import time
+from pathlib import Path
+
+from mmengine.config import Config
+from mmengine.runner import Runner
+
+from ..checkpoint import refuse_pickled_code
+from ..configs import config_path, read_config
+from ..files import write_whole
+from ..training.preflight import check
+from .data import adapt_config, read_classes
+from .log import read_scalars, read_steps
+from .pictures import draw_bases, draw_gates, draw_predictions, find_attentions
+from .plots import draw_curves
+from .shapes import make_shapes
+
+CONFIG = Path(config_path('small/mask-rcnn_fca-r18_fpn_small-heads.py'))
+FIGURES = ('predictions', 'curves', 'bases', 'gates')
+
+
+def run_demo(data: Path | None, work_dir: Path, config: Path = CONFIG) -> dict:
+    """Train, test and draw, going on from whatever of that is done in ``work_dir``; without ``data``, textured shapes are made there.
+
+    Returns COCO's figures as mmdet names them, ``training_minutes``, ``iterations``, ``train_images`` and ``checkpoint``.
+
+    Raises:
+        UserError: the config, the data or a checkpoint cannot be used.
+    """
+    cfg = read_config(config)
+    refuse_pickled_code()
+    if data is None:
+        data = work_dir / 'shapes'
+        print(f'using {data}' if data.exists() else f'making textured shapes in {data}', flush=True)
+        make_shapes(data)
+    data, work_dir = data.resolve(), work_dir.resolve()
+    done = work_dir / 'metrics.json'
+    if done.exists():
+        print(f'finished before: {done} exists; remove {work_dir} to start anew')
+        metrics = json.loads(done.read_text())
+        print_summary(metrics, work_dir)
+        return metrics
+    start = time.monotonic()
+    work_dir.mkdir(parents=True, exist_ok=True)
+    cfg.work_dir = str(work_dir)
+    adapt_config(cfg, data, read_classes(data))
+    cfg.randomness = dict(seed=0)
+    cfg.dump(work_dir / 'config.py')
+    check(cfg)
+    iterations = cfg.train_cfg.max_iters
+    checkpoint = work_dir / f'iter_{iterations}.pth'
+    metrics = train_and_draw(cfg, work_dir, checkpoint) | {
+        'training_minutes': statistics.mean(entry['time'] for entry in read_steps(work_dir)) * iterations / 60,
+        'iterations': iterations,
+        'train_images': len(json.loads((data / 'annotations' / 'train.json').read_text())['images']),
+        'checkpoint': str(checkpoint),
+    }
+    write_whole(done, json.dumps(metrics, indent=2))
+    print_summary(metrics, work_dir)
+    print(f'this run took {(time.monotonic() - start) / 60:.1f} min')
+    return metrics
+
+
+def train_and_draw(cfg: Config, work_dir: Path, checkpoint: Path) -> dict:
+    """Train where the last ``checkpoint`` is not there yet, test it, and draw the figures. Returns COCO's figures."""
+    if not checkpoint.exists():
+        cfg.resume = True  # from the latest checkpoint in work_dir, if there is one
+        Runner.from_cfg(cfg.copy()).train()
+    cfg.resume, cfg.load_from = False, str(checkpoint)
+    cfg.work_dir = str(work_dir / 'test')
+    runner = Runner.from_cfg(cfg)
+    metrics = runner.test()
+    draw_predictions(runner, work_dir / 'predictions.png')
+    draw_curves(read_scalars(work_dir), work_dir / 'curves.png')
+    draw_bases(next(iter(find_attentions(runner.model).values())).frequencies, work_dir / 'bases.png')
+    draw_gates(runner, work_dir / 'gates.png')
+    return metrics
+
+
+def print_summary(metrics: dict, work_dir: Path) -> None:
+    """Print AP, time, and where the files are."""
+    print(f'\nbox AP {metrics["coco/bbox_mAP"]:.3f}   AP50 {metrics["coco/bbox_mAP_50"]:.3f}')
+    print(f'mask AP {metrics["coco/segm_mAP"]:.3f}  AP50 {metrics["coco/segm_mAP_50"]:.3f}')
+    print(f'training took {metrics["training_minutes"]:.1f} min, {metrics["iterations"]} iterations on {metrics["train_images"]} images')
+    for name in ('config.py', Path(metrics['checkpoint']).name, 'metrics.json', *(f'{figure}.png' for figure in FIGURES)):
+        print(f'  {work_dir / name}')

@@ -1,0 +1,250 @@
+"""Plots of results. Each function named ``draw_...`` writes one figure to the file ``out``; ``ap_label`` is its name for AP."""
+
+import itertools
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import matplotlib
+
+matplotlib.use('Agg')
+
+import numpy as np
+from matplotlib import pyplot as plt
+from matplotlib.transforms import Bbox
+
+from ..files import whole_file
+from ..frequency import SPECTRUM, Frequency
+
+BESIDE: dict[str, Any] = dict(fontsize=8, loc='center left', bbox_to_anchor=(1, 0.5))
+"""A legend at the right of its axes."""
+MARKED_POINTS = 20
+"""A curve of up to so many points shows them."""
+LEGEND_ROWS = 16
+"""That fit beside a figure."""
+LEADER_DISTANCE = 10
+"""A name that is further from its point, in points of 1/72 inch, gets a line to it."""
+
+Color = tuple[float, float, float]
+Name = TypeVar('Name', str, int)
+
+
+def draw_curves(entries: Sequence[dict], out: Path) -> None:
+    """Draw a training's losses, and its AP on the held-out split, against iterations. ``entries`` are as ``read_scalars`` gives them."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4))
+    losses = sorted({key for entry in entries if 'loss' in entry for key in entry if 'loss' in key})
+    curves: list[tuple] = [(left, key, key, dict(lw=2.5 if key == 'loss' else 1)) for key in losses]
+    for kind, label in {'bbox': 'box AP', 'segm': 'mask AP'}.items():
+        curves += [(right, f'coco/{kind}_mAP', label, dict(ls='-', marker='o'))]
+        curves += [(right, f'coco/{kind}_mAP_50', f'{label}50', dict(ls='--', marker='o'))]
+    for axis, key, label, style in curves:
+        points = [(entry['step'], entry[key]) for entry in entries if key in entry]
+        if points:
+            axis.plot(*zip(*points, strict=True), label=label, **style)
+    left.set(xlabel='iteration', ylabel='loss', yscale='log')
+    right.set(xlabel='iteration', ylabel='AP', ylim=(0, 1))
+    for axis in (left, right):
+        axis.legend(fontsize=8)
+        axis.grid(alpha=0.3)
+    write_figure(figure, out)
+
+
+def draw_ap_against_cost(
+    aps: Mapping[str, Sequence[float]], costs: Mapping[str, Mapping[str, Sequence[float]]], ap_label: str, out: Path
+) -> None:
+    """Draw a point for each run: mean AP against mean cost, with standard deviations over seeds; a panel for each cost.
+
+    ``aps`` has the AP of each run's seeds; ``costs``, by the label of a cost, that of each run: a number per seed, or one.
+    """
+    figure, axes = plt.subplots(1, len(costs), figsize=(6.5 * len(costs), 5), squeeze=False, sharey=True)
+    colors = run_colors(aps)
+    for axis, (label, cost) in zip(axes.flat, costs.items(), strict=True):
+        points = {name: (float(np.mean(cost[name])), float(np.mean(values))) for name, values in aps.items() if cost.get(name)}
+        for name, (x, y) in points.items():
+            axis.errorbar(x, y, spread(aps[name]), spread(cost[name]), fmt='none', ecolor=colors[name], elinewidth=1, alpha=0.4)
+            axis.plot(x, y, 'o', color=colors[name])
+        axis.set_xlabel(label)
+        axis.margins(0.2)
+        axis.grid(alpha=0.3)
+        place_labels(figure, axis, points, colors)
+    axes[0, 0].set_ylabel(ap_label)
+    write_figure(figure, out)
+
+
+def draw_ap_against_frequencies(
+    families: Mapping[str, Mapping[int, Sequence[float]]], baseline: tuple[str, Sequence[float]], ap_label: str, out: Path
+) -> None:
+    """Draw AP against the number of frequencies, a line for each family of sets, with standard deviations over seeds.
+
+    ``families`` have the AP of the seeds by number of frequencies. The baseline, a name and the AP of its seeds, is a line across.
+    """
+    figure, axis = plt.subplots(figsize=(7, 4.5))
+    colors = run_colors(families)
+    for index, (name, family) in enumerate(families.items()):
+        counts = sorted(family)
+        means, spreads = [np.mean(family[count]) for count in counts], [spread(family[count]) for count in counts]
+        beside = 1.03 ** (index - (len(families) - 1) / 2)  # so that no bar hides another
+        axis.errorbar(np.array(counts) * beside, means, spreads, fmt='-o', ms=4, color=colors[name], elinewidth=1, capsize=2, label=name)
+    name, values = baseline
+    if values:
+        mean, width = float(np.mean(values)), spread(values)
+        axis.axhline(mean, color='black', ls='--', lw=1, label=name)
+        axis.axhspan(mean - width, mean + width, color='black', alpha=0.08, lw=0)
+    axis.set_xscale('log', base=2)
+    counts = sorted({count for family in families.values() for count in family})
+    axis.set_xticks(counts, list(map(str, counts)))
+    axis.minorticks_off()
+    axis.set(xlabel='number of frequencies', ylabel=ap_label)
+    axis.grid(alpha=0.3)
+    axis.legend(**BESIDE)
+    write_figure(figure, out)
+
+
+def draw_heat_map(aps: Mapping[Frequency, float], chosen: Sequence[Frequency], ap_label: str, out: Path) -> None:
+    """Draw AP of each frequency alone, on the 7 x 7 spectrum. The ``chosen`` are framed, and numbered in their order."""
+    values = np.full((SPECTRUM, SPECTRUM), np.nan)
+    for pair, ap in aps.items():
+        values[pair] = ap
+    figure, axis = plt.subplots(figsize=(7, 6))
+    axis.set_facecolor('lightgray')
+    picture = axis.imshow(values, cmap='viridis')
+    middle = (np.nanmin(values) + np.nanmax(values)) / 2
+    for (u, v), ap in aps.items():
+        axis.text(v, u, f'{ap:.1f}', ha='center', va='center', fontsize=10, color='white' if ap < middle else 'black')
+    for rank, (u, v) in enumerate(chosen, 1):
+        axis.add_patch(plt.Rectangle((v - 0.46, u - 0.46), 0.92, 0.92, fill=False, color='red', lw=2))
+        color = 'white' if values[u, v] < middle else 'black'
+        axis.text(v - 0.4, u - 0.4, str(rank), ha='left', va='top', fontsize=7, color=color, weight='bold')
+    axis.set(xlabel='v, along the width', ylabel='u, along the height', xticks=range(SPECTRUM), yticks=range(SPECTRUM))
+    axis.set_title('each frequency alone' + ('; framed: chosen, in this order' if chosen else ''), fontsize=10)
+    figure.colorbar(picture, ax=axis, label=ap_label)
+    write_figure(figure, out)
+
+
+def draw_seeds(
+    aps: Mapping[str, Mapping[int, float]],
+    baselines: Mapping[str, str],
+    intervals: Mapping[str, tuple[float, float]],
+    ap_label: str,
+    out: Path,
+) -> None:
+    """Draw a dot for each seed and run (left), and what each seed gains over the baseline's run of that seed (right).
+
+    ``aps`` has the AP of each run by seed; ``baselines`` the run that its differences are taken to, itself for none; ``intervals`` those
+    of the mean differences that have one.
+    """
+    names = list(aps)
+    seeds = sorted({seed for values in aps.values() for seed in values})
+    colors = run_colors(seeds)
+    offsets = dict(zip(seeds, np.linspace(-0.22, 0.22, len(seeds)) if len(seeds) > 1 else [0], strict=True))
+    differences = {
+        name: {seed: ap - base[seed] for seed, ap in values.items() if seed in base}
+        for name, values in aps.items()
+        if name != baselines[name] and (base := aps.get(baselines[name]))
+    }
+    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 1.6 + 0.42 * len(names)), sharey=True)
+    for axis, shown in ((left, aps), (right, differences)):
+        for name, values in shown.items():
+            row = names.index(name)
+            for seed, value in values.items():
+                axis.plot(value, row + offsets[seed], 'o', ms=4, color=colors[seed])
+            if values:
+                axis.vlines(np.mean(list(values.values())), row - 0.36, row + 0.36, color='black', lw=1.5)
+    for name, interval in intervals.items():
+        right.fill_betweenx([names.index(name) - 0.36, names.index(name) + 0.36], *interval, color='black', alpha=0.12, lw=0)
+    right.axvline(0, color='black', lw=0.8, ls='--')
+    left.set(xlabel=f'{ap_label}; bar: mean over seeds')
+    right.set(xlabel=f'minus that of {name_baseline(baselines)} with the same seed; band: 95 % interval')
+    left.set_yticks(range(len(names)), names)
+    left.set_ylim(len(names) - 0.4, -0.6)
+    for axis in (left, right):
+        axis.grid(alpha=0.3, axis='x')
+    handles = [plt.Line2D([], [], marker='o', ls='', ms=4, color=colors[seed], label=f'seed {seed}') for seed in seeds]
+    right.legend(handles=handles, **BESIDE)
+    write_figure(figure, out)
+
+
+def draw_learning(logs: Mapping[str, Sequence[list[dict]]], metric: str, ap_label: str, out: Path) -> None:
+    """Draw the training loss, and the AP if it is taken more than once, against iterations: means over seeds, and standard deviations.
+
+    ``logs`` has for each run the entries of its seeds, as ``read_scalars`` gives them; ``metric`` is one of mmdet's, such as ``bbox_mAP``.
+    """
+    curves = {'training loss': collect_curves(logs, 'loss'), ap_label: collect_curves(logs, f'coco/{metric}', 100)}
+    curves = {label: runs for label, runs in curves.items() if any(len(curve) > 1 for curve in runs.values())}
+    columns = -(-len(logs) // LEGEND_ROWS)
+    figure, axes = plt.subplots(1, len(curves), figsize=(6 * len(curves) + 1.2 * columns, 4.5), squeeze=False)
+    colors = run_colors(logs)
+    styles = {name: ('-', '--', ':')[index // 10 % 3] for index, name in enumerate(logs)}
+    for axis, (label, runs) in zip(axes.flat, curves.items(), strict=True):
+        for name, curve in runs.items():
+            steps, means = list(curve), np.array([np.mean(values) for values in curve.values()])
+            width = np.array([spread(values) for values in curve.values()])
+            marker = 'o' if len(steps) <= MARKED_POINTS else ''
+            axis.plot(steps, means, marker=marker, ms=4, lw=1.5, label=name, color=colors[name], ls=styles[name])
+            axis.fill_between(steps, means - width, means + width, color=colors[name], alpha=0.12, lw=0)
+        axis.set(xlabel='iteration', ylabel=label)
+        axis.grid(alpha=0.3)
+    if 'training loss' in curves:
+        axes[0, 0].set_yscale('log')
+    axes[0, -1].legend(**BESIDE, ncols=columns)
+    write_figure(figure, out)
+
+
+def collect_curves(logs: Mapping[str, Sequence[list[dict]]], key: str, scale: float = 1) -> dict[str, dict[int, list[float]]]:
+    """Collect a scalar by iteration over the seeds of each run; -1, by which COCO says that there are no such objects, is left out."""
+    curves: dict[str, dict[int, list[float]]] = {}
+    for name, seeds in logs.items():
+        curve: dict[int, list[float]] = {}
+        for entry in (entry for entries in seeds for entry in entries if entry.get(key, -1) >= 0):
+            curve.setdefault(entry['step'], []).append(scale * entry[key])
+        if curve:
+            curves[name] = dict(sorted(curve.items()))
+    return curves
+
+
+def name_baseline(baselines: Mapping[str, str]) -> str:
+    """Name what differences are taken to, in words, given the baseline of each run."""
+    names = set(baselines.values())
+    return names.pop() if len(names) == 1 else "the run's baseline"
+
+
+def spread(values: Sequence[float]) -> float:
+    """Compute the sample standard deviation; 0 for a single value, which gets no bar."""
+    return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+
+
+def run_colors(names: Collection[Name]) -> dict[Name, Color]:
+    """Give each of some names a colour, all different up to ten."""
+    return dict(zip(names, itertools.cycle(plt.colormaps['tab10'].colors), strict=False))  # type: ignore[attr-defined]
+
+
+def place_labels(figure: plt.Figure, axis: plt.Axes, points: Mapping[str, tuple[float, float]], colors: Mapping[str, Color]) -> None:
+    """Write each point's name beside it, at the nearest place that covers neither another name nor a point."""
+    figure.tight_layout()  # as it will be written: places depend on it
+    frame, unit = axis.get_window_extent(), figure.dpi / 72
+    taken = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in axis.transData.transform(list(points.values()))]
+    angles = np.linspace(0, 2 * np.pi, 16, endpoint=False)
+    for name, point in points.items():
+        style: dict[str, Any] = dict(ha='center', va='center', fontsize=8, color=colors[name], in_layout=False)
+        label = axis.annotate(name, point, (0, 0), textcoords='offset points', **style)
+        size = label.get_window_extent()
+        for distance, angle in itertools.product(range(6, 200, 6), angles):
+            place = np.cos(angle) * (distance + size.width / unit / 2), np.sin(angle) * (distance + size.height / unit / 2)
+            box = size.translated(unit * place[0], unit * place[1])
+            if frame.count_contains(box.corners()) == 4 and not box.count_overlaps(taken):
+                break
+        taken.append(box)
+        label.set_position(place)
+        if distance > LEADER_DISTANCE:
+            line = dict(arrowstyle='-', lw=0.5, color=colors[name], shrinkA=0, shrinkB=2)
+            axis.annotate('', point, place, textcoords='offset points', arrowprops=line, in_layout=False)
+
+
+def write_figure(figure: plt.Figure, out: Path) -> None:
+    """Lay out a figure, write it whole or not at all, and close it. The suffix names the format; PNG if there is none."""
+    figure.tight_layout()
+    try:
+        with whole_file(out) as part:
+            figure.savefig(part, dpi=120, format=out.suffix.removeprefix('.') or 'png')
+    finally:
+        plt.close(figure)

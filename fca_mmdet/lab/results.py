@@ -1,0 +1,211 @@
+"""Results of plans: their rows read and checked, and the numbers of a report."""
+
+import itertools
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from ..errors import UserError
+from .plan import CHOSEN, SINGLE, flatten, is_decided, merge_plans, shorten
+
+VERSIONS = ('fca_mmdet', 'torch', 'mmdet', 'mmengine', 'mmcv', 'python')
+TEXT = ('name', 'digest', 'config', 'frequencies', 'device', *VERSIONS)
+NUMBERS = ('seed', 'iterations', 'seconds_per_iteration', 'parameters', 'bbox_mAP', 'bbox_mAP_50', 'bbox_mAP_75')
+OPTIONAL = ('config', 'frequencies')
+"""Columns of the results; of optional ones a cell may be empty."""
+AP_LABELS = {'bbox_mAP': 'box AP', 'segm_mAP': 'mask AP'}
+CONFIDENCE = 0.95
+FAILED_TAIL = 1500
+"""Characters at the end of a run's output in which a traceback says that it failed."""
+
+
+def read_results(folders: Sequence[Path]) -> pd.DataFrame:
+    """Read the finished runs of all folders, a row for each; what COCO gives as -1, having no such objects, is NaN.
+
+    Raises:
+        UserError: no results, an incomplete or unreadable row, or a run that is there twice.
+    """
+    rows = pd.concat([read_table(folder / 'results.csv') for folder in folders], ignore_index=True)
+    for _, twice in rows[rows.duplicated(['name', 'seed'])].iterrows():
+        where = ', '.join(map(str, folders))
+        raise UserError(f'{twice["name"]} with seed {twice["seed"]:.0f} is there twice in {where}: leave one out')
+    metrics = list_metrics(rows)
+    rows[metrics] = rows[metrics].where(rows[metrics] >= 0)
+    return rows
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """Read one ``results.csv`` as text and numbers, and check it."""
+    try:
+        # Read as text: a digest such as 12e45678 is not a number, and a run may be called NA.
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, na_values=[''])
+    except FileNotFoundError as error:
+        raise UserError(f'there is no {path}: give the folder that tools/experiment.py wrote, once a run has finished') from error
+    except pd.errors.EmptyDataError:
+        table = pd.DataFrame()
+    except (OSError, ValueError) as error:  # pandas' own errors are ValueErrors
+        raise UserError(f'{path} cannot be read: {flatten(error)}') from error
+    if table.empty:
+        raise UserError(f'{path} is empty: no run has finished; tools/experiment.py goes on with what was begun')
+    if absent := [column for column in (*TEXT, *NUMBERS) if column not in table]:
+        raise UserError(f'{path} has no column {", ".join(absent)}: let tools/experiment.py write it again')
+    for column in dict.fromkeys((*NUMBERS, *list_metrics(table))):
+        numbers = pd.to_numeric(table[column], errors='coerce')
+        for line in np.flatnonzero(numbers.isna() & table[column].notna()):
+            raise UserError(f'{path}, line {line + 2}: {column} is {table[column][line]!r}, and must be a number')
+        table[column] = numbers
+    for column in (*TEXT, *NUMBERS):
+        if column not in OPTIONAL and (empty := np.flatnonzero(table[column].isna())).size:
+            raise UserError(f'{path}, line {empty[0] + 2}, has no {column}: let tools/experiment.py write it again, or take the line out')
+    return table
+
+
+def list_metrics(table: pd.DataFrame) -> list[str]:
+    """List the columns that are COCO figures."""
+    return [column for column in table if column.startswith(('bbox_', 'segm_'))]
+
+
+def summarize(values: Iterable[float]) -> dict:
+    """Compute number, mean and sample standard deviation of what is not NaN; None for what cannot be computed.
+
+    Example:
+        >>> summarize([1, 2, 3])
+        {'n': 3, 'mean': 2.0, 'std': 1.0}
+        >>> summarize([1])
+        {'n': 1, 'mean': 1.0, 'std': None}
+    """
+    series = pd.Series(values, dtype=float).dropna()
+    return dict(n=len(series), mean=float(series.mean()) if len(series) else None, std=float(series.std()) if len(series) > 1 else None)
+
+
+def compare(rows: pd.DataFrame, name: str, baseline: str, metric: str) -> dict:
+    """Compare a run with its baseline over the seeds that both have: mean difference, t interval, seeds above, p of a paired t test.
+
+    An interval needs two seeds, and differences that are all the same have no p.
+    """
+    by_seed = rows.pivot(index='seed', columns='name', values=metric).reindex(columns=[name, baseline]).dropna()
+    differences = by_seed[name] - by_seed[baseline]
+    n, mean = len(differences), summarize(differences)['mean']
+    interval, p = [mean] * 2 if n > 1 else None, None
+    if n > 1 and np.ptp(differences) > 1e-12:
+        test = stats.ttest_rel(by_seed[name], by_seed[baseline])
+        interval, p = list(map(float, test.confidence_interval(CONFIDENCE))), float(test.pvalue)
+    return dict(n=n, mean=mean, interval=interval, above=int((differences > 0).sum()), p=p)
+
+
+def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+    """Adjust p-values for their number (Holm, 1979): significant at a level, they hold together at that level.
+
+    Example:
+        >>> holm({'a': 0.04, 'b': 0.01, 'c': 0.03})
+        {'b': 0.03, 'c': 0.06, 'a': 0.06}
+    """
+    names = sorted(p_values, key=lambda name: p_values[name])
+    scaled = [min(1.0, (len(names) - rank) * p_values[name]) for rank, name in enumerate(names)]
+    return dict(zip(names, itertools.accumulate(scaled, max), strict=True))
+
+
+def collect_states(plan: dict, rows: pd.DataFrame, folders: Sequence[Path]) -> dict[str, list[str]]:
+    """Sort the runs by what became of them: ``finished``, ``failed`` and ``begun`` as their folders say, and those ``not begun``."""
+    finished = {(name, int(seed)) for name, seed in zip(rows['name'], rows['seed'], strict=True)}
+    states: dict[str, list[str]] = {'finished': [], 'failed': [], 'begun, not finished': [], 'not begun': []}
+    for name, run in plan['runs'].items():
+        written = {int(path.name[5:]) for folder in folders for path in (folder / name).glob('seed-*') if path.name[5:].isdigit()}
+        expected = written or set(range(run.get('seeds', plan.get('seeds', 1))))
+        for seed in sorted(expected | {seed for other, seed in finished if other == name}):
+            logs = [log for folder in folders if (log := folder / name / f'seed-{seed}' / 'output.log').exists()]
+            tails = [log.read_text(errors='replace')[-FAILED_TAIL:] for log in logs]
+            failures = [tail.strip().splitlines()[-1] for tail in tails if 'Traceback (most recent call last)' in tail]
+            title = f'{name} seed {seed}'
+            if (name, seed) in finished:
+                states['finished'].append(title)
+            elif failures:
+                states['failed'].append(f'{title} ({failures[0][:200]})')
+            else:
+                states['begun, not finished' if tails else 'not begun'].append(title)
+    return states
+
+
+def find_obstacles(rows: pd.DataFrame, baselines: Mapping[str, str]) -> list[str]:
+    """Say why rows of one baseline, or the singles, cannot be compared: other versions or lengths, or other configs between seeds."""
+    obstacles = []
+    for _, part in rows.groupby(rows['name'].map(baselines).fillna(SINGLE), sort=False):
+        for column in (*VERSIONS, 'iterations', 'device'):
+            sides = part.groupby(column, sort=False)['name'].unique()
+            if len(sides) > 1:
+                what = 'times' if column == 'device' else 'rows'
+                said = [f'{value:.0f}' if column == 'iterations' else value for value in sides.index]
+                listed = '; '.join(f'{value} ({shorten(names)})' for value, names in zip(said, sides, strict=True))
+                obstacles.append(f'{column} differs, so {what} are not comparable: {listed}')
+    for name, digests in rows.groupby('name', sort=False)['digest'].unique().items():
+        if len(digests) > 1:
+            obstacles.append(f'the seeds of {name} ran different configs (digests {", ".join(digests)}), so they are not comparable')
+    return obstacles
+
+
+def summarize_runs(plan: dict, rows: pd.DataFrame, baselines: Mapping[str, str]) -> dict[str, dict]:
+    """Collect the numbers of each run: what it is, and its figures over seeds."""
+    runs = {}
+    for name, baseline in baselines.items():
+        mine, entry = rows[rows['name'] == name], plan['runs'].get(name, {})
+        runs[name] = dict(
+            baseline=baseline,
+            config=next(iter(mine['config'].dropna()), None),
+            frequencies=json.loads(mine['frequencies'].iloc[0]) if mine['frequencies'].notna().all() else None,
+            seeds=[int(seed) for seed in mine['seed']],
+            iterations=int(mine['iterations'].iloc[0]),
+            parameters=int(mine['parameters'].iloc[0]),
+            figures={metric: summarize(mine[metric]) for metric in list_metrics(rows)},
+            seconds_per_iteration=summarize(mine['seconds_per_iteration']),
+            relative_time=summarize(mine['relative_time']),
+            published=entry.get('published'),
+            chosen=not is_decided(entry),
+        )
+    return runs
+
+
+def compare_runs(rows: pd.DataFrame, baselines: Mapping[str, str]) -> dict[str, dict]:
+    """Compare each run with its baseline: a table of each AP for each baseline, whose p-values are adjusted for its rows."""
+    tables: dict[str, dict] = {metric: {} for metric in AP_LABELS if metric in rows and rows[metric].notna().any()}
+    for metric, baseline in itertools.product(tables, dict.fromkeys(baselines.values())):
+        found = {name: compare(rows, name, baseline, metric) for name in baselines if baselines[name] == baseline != name}
+        if found and baseline in baselines:
+            adjusted = holm({name: row['p'] for name, row in found.items() if row['p'] is not None})
+            tables[metric][baseline] = {name: {**row, 'p_holm': adjusted.get(name)} for name, row in found.items()}
+    return tables
+
+
+def evaluate(folders: Sequence[Path]) -> tuple[dict, pd.DataFrame]:
+    """Compute all numbers of a report, as report.json has them, and the rows that they are of. APs are as COCO gives them, 0 to 1.
+
+    Raises:
+        UserError: a plan or results that cannot be read, or a metric that the results do not have.
+    """
+    plan, rows = merge_plans(folders), read_results(folders)
+    metric = plan.get('metric', 'bbox_mAP')
+    if metric not in (metrics := list_metrics(rows)):
+        raise UserError(f'the metric {metric} of the plan is none of the results: make it one of {", ".join(metrics)}')
+    known = set(rows['name'])
+    names = [name for name in [*plan['runs'], *sorted(known - plan['runs'].keys())] if name in known and not name.startswith(SINGLE)]
+    baselines = {name: plan['runs'].get(name, plan)['baseline'] for name in names}
+    seconds = rows.set_index(['name', 'seed'])['seconds_per_iteration']
+    rows['relative_time'] = rows['seconds_per_iteration'] / seconds.reindex([rows['name'].map(baselines), rows['seed']]).to_numpy()
+    singles = rows[rows['name'].str.startswith(SINGLE)]
+    chosen: dict = next((json.loads(path.read_text()) for folder in folders if (path := folder / CHOSEN).exists()), {})
+    report = dict(
+        baseline=plan['baseline'],
+        metric=metric,
+        confidence=CONFIDENCE,
+        **{column: list(rows[column].unique()) for column in (*VERSIONS, 'device')},
+        states=collect_states(plan, rows, folders),
+        obstacles=find_obstacles(rows, baselines),
+        runs=summarize_runs(plan, rows, baselines),
+        differences=compare_runs(rows, baselines),
+        singles={name.removeprefix(SINGLE): summarize(mine[metric]) for name, mine in singles.groupby('name')},
+        chosen=chosen.get('frequencies', []),
+    )
+    return report, rows

@@ -1,0 +1,201 @@
+"""Training that ends as if it had not been interrupted: whole checkpoints, and random numbers that depend on the iteration alone.
+
+mmengine's ``--resume`` restores weights, optimiser, schedules, the training log and the order of the data. But it draws anew what is random
+in a step or in an image's augmentation, it leaves out an evaluation that was cut short, and its files can be left half-written. With
+
+    default_hooks = dict(checkpoint=dict(type='ResumableCheckpointHook'))
+    train_dataloader = dict(sampler=dict(type='ResumableInfiniteSampler'))  # in an epoch-based loop ResumableDefaultSampler
+    randomness = dict(seed=0)
+
+in a config, a training that was killed and started again goes on with the same numbers, with any number of data loading workers. On a CPU
+with one thread they are the same to the last bit.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mmdet.registry import DATA_SAMPLERS, HOOKS
+from mmengine.dataset import DefaultSampler, InfiniteSampler
+from mmengine.dist import barrier, get_rank, is_main_process
+from mmengine.fileio import LocalBackend, register_backend
+from mmengine.hooks import CheckpointHook
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner, set_random_seed
+
+from ..files import write_whole
+
+STEP, EVALUATION, SAMPLE = range(3)
+"""What is seeded. Each has random numbers of its own."""
+
+
+def seed_generators(*entropy: int) -> None:
+    """Set Python's, numpy's and torch's global generators to a function of some integers.
+
+    Example:
+        >>> import torch
+        >>> seed_generators(0, 7)
+        >>> first = torch.rand(2)
+        >>> seed_generators(0, 7)
+        >>> torch.equal(first, torch.rand(2))
+        True
+    """
+    set_random_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
+
+
+class Position(int):
+    """An index into a data set that also tells the worker that loads it its position in the sampler's stream."""
+
+    position: int
+
+    def __new__(cls, index: int, position: int = 0) -> 'Position':  # pickle gives the index alone, and then restores the position
+        """Number an index."""
+        self = super().__new__(cls, index)
+        self.position = position
+        return self
+
+
+def _load(dataset: Any, seed: int, rank: int, indices: Sequence[Position]) -> list:
+    items = []
+    for index in indices:
+        seed_generators(SAMPLE, seed, rank, index.position)
+        items.append(dataset[int(index)])
+    return items
+
+
+class _SeededSamples:
+    """A sampler that lets a sample's augmentation depend on its position and the seed alone, in whichever process it is loaded.
+
+    The data set gets the method ``__getitems__``, by which torch's data loader loads a batch.
+    """
+
+    def __init__(self: Any, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.dataset.__getitems__ = partial(_load, self.dataset, self.seed, self.rank)
+
+
+@DATA_SAMPLERS.register_module()
+class ResumableInfiniteSampler(_SeededSamples, InfiniteSampler):
+    """mmengine's ``InfiniteSampler``, whose samples' augmentation depends on their position in the stream and on the seed alone."""
+
+    position = 0
+
+    def skip(self, num_samples: int) -> None:
+        """Go on after ``num_samples``, as OneDL's mmengine does when it resumes; OpenMMLab's loads them all."""
+        super().skip(num_samples)
+        self.position = num_samples
+
+    def __iter__(self) -> Iterator[int]:
+        """Yield the indices, each with its position."""
+        for index in super().__iter__():
+            yield Position(index, self.position)
+            self.position += 1
+
+
+@DATA_SAMPLERS.register_module()
+class ResumableDefaultSampler(_SeededSamples, DefaultSampler):
+    """mmengine's ``DefaultSampler``, whose samples' augmentation depends on their position in all epochs and on the seed alone."""
+
+    def __iter__(self) -> Iterator[int]:
+        """Yield the indices of an epoch, each with its position over all epochs."""
+        for position, index in enumerate(super().__iter__(), self.epoch * len(self)):
+            yield Position(index, position)
+
+
+class WholeFileBackend(LocalBackend):
+    """mmengine's files on a disk, each whole or absent at any time."""
+
+    def put(self, obj: bytes, filepath: str | Path) -> None:
+        """Write a file. Until all of it is on the disk, a former file of that name stays."""
+        write_whole(filepath, obj)
+
+
+register_backend('whole_file', WholeFileBackend, force=True)
+
+
+@HOOKS.register_module()
+class ResumableCheckpointHook(CheckpointHook):
+    """mmengine's ``CheckpointHook`` for a training that may be killed at any point; takes the same arguments.
+
+    It does what mmengine's does, and
+
+    - writes whole checkpoints (``WholeFileBackend``; not where ``backend_args`` or an ``out_dir`` with ``://`` name another backend);
+    - resumes from the newest checkpoint where a kill left ``last_checkpoint`` empty;
+    - draws what is random in an iteration or in an evaluation from the seed and the iteration. (For samples their sampler does that:
+      ``ResumableInfiniteSampler`` or ``ResumableDefaultSampler``);
+    - runs the evaluation that was due after the checkpoint, if the kill came before its end.
+
+    Raises:
+        ValueError: with ``max_keep_ckpts=1``, or with checkpoints by iteration in a loop by epoch or the other way round.
+    """
+
+    backend_args: dict | None
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        if self.max_keep_ckpts == 1:
+            raise ValueError(
+                'max_keep_ckpts=1: mmengine removes the last checkpoint before it writes the next, and a kill between the two leaves none; '
+                'set max_keep_ckpts to 2 or more'
+            )
+        if not (self.backend_args or self.file_client_args or '://' in str(self.out_dir)):
+            self.backend_args = dict(backend='whole_file')
+
+    def before_run(self, runner: Runner) -> None:
+        """Name the newest checkpoint in ``last_checkpoint`` if a kill has left that empty: mmengine writes it in place."""
+        pointer = Path(runner.work_dir, 'last_checkpoint')
+        if is_main_process() and pointer.is_file() and not pointer.read_text().strip():
+            folder = Path(self.out_dir, pointer.parent.name) if self.out_dir else pointer.parent
+            newest = max(folder.glob(self.filename_tmpl.format('*')), key=os.path.getmtime, default=None)
+            if newest:
+                runner.logger.warning(f'{pointer} was left empty; the newest checkpoint is {newest}')
+                write_whole(pointer, str(newest))
+        barrier()
+
+    def before_train(self, runner: Runner) -> None:
+        """Warn of what would make a resumed training differ, and run the evaluation that the kill left out."""
+        super().before_train(runner)
+        loop = runner.train_loop
+        if isinstance(loop, IterBasedTrainLoop if self.by_epoch else EpochBasedTrainLoop):
+            raise ValueError(
+                f'checkpoints with by_epoch={self.by_epoch} under {type(loop).__name__}: mmengine resumes such a loop at the wrong place; '
+                f'set by_epoch={not self.by_epoch}'
+            )
+        sampler = getattr(runner.train_dataloader.batch_sampler, 'sampler', None)
+        if not isinstance(sampler, ResumableInfiniteSampler | ResumableDefaultSampler):
+            runner.logger.warning(
+                f'Resumed, augmentation would differ with sampler {type(sampler).__name__}: set train_dataloader.sampler.type to '
+                f'{"ResumableDefaultSampler" if self.by_epoch else "ResumableInfiniteSampler"}'
+            )
+        if runner.cfg.get('randomness', {}).get('seed') is None:
+            runner.logger.warning('Resumed, the order of the images would differ without a seed: set randomness.seed')
+        self.last_ckpt = runner.message_hub.runtime_info.get('last_ckpt')
+        if self._evaluation_is_due(runner):
+            runner.val_loop.run()
+
+    def _done(self, runner: Runner) -> int:
+        return runner.epoch if self.by_epoch else runner.iter
+
+    def _evaluation_is_due(self, runner: Runner) -> bool:
+        """Ask what the training loop asks after each of its steps, but not when it resumes."""
+        done = self._done(runner)
+        if runner.val_loop is None or done in (0, runner.message_hub.runtime_info.get('evaluated')):
+            return False
+        runner.train_loop._decide_current_val_interval()
+        last = runner.max_epochs if self.by_epoch else runner.max_iters
+        return done >= runner.val_begin and (done % runner.val_interval == 0 or done == last)
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        """Seed what the model draws in this iteration."""
+        seed_generators(STEP, runner.seed, get_rank(), runner.iter)
+
+    def before_val_epoch(self, runner: Runner) -> None:
+        """Seed what the model draws in this evaluation."""
+        seed_generators(EVALUATION, runner.seed, get_rank(), runner.iter)
+
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, float]) -> None:
+        """Note in the training log, which checkpoints hold, that the evaluation is done."""
+        runner.message_hub.update_info('evaluated', self._done(runner))
+        super().after_val_epoch(runner, metrics)
