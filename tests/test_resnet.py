@@ -6,7 +6,6 @@ import pytest
 import torch
 from helpers import GOLDEN, PUBLISHED, frozen
 from mmdet.models.backbones import ResNet, ResNetV1d
-from mmdet.models.backbones.resnet import BasicBlock, Bottleneck
 from mmdet.registry import MODELS
 from named_weights import named_input, named_state, samples
 from torch import nn
@@ -136,20 +135,6 @@ def test_options_of_mmdets_resnet(options):
     image = torch.rand(2, options.get('in_channels', 3), 96, 96)
     with torch.no_grad():
         assert [f.shape for f in ours(image)] == [f.shape for f in theirs(image)]
-
-
-def test_plugins_come_after_the_attention():
-    plugin = dict(cfg=dict(type='ContextBlock', ratio=1 / 16), position='after_conv3')
-    block = FcaBottleneck(64, 16, plugins=[plugin])
-    assert block.after_conv3_plugin_names == ['att', 'context_block']
-
-
-def test_blocks_refuse_what_mmdets_refuse():
-    for ours, theirs in ((FcaBasicBlock, BasicBlock), (FcaBottleneck, Bottleneck)):
-        for bad in (dict(dcn='DCN'), dict(plugins=[dict(cfg=dict(type='ContextBlock', ratio=1 / 16), position='after_conv4')])):
-            for block in (ours, theirs):
-                with pytest.raises(AssertionError):
-                    block(64, 64, **bad)
 
 
 def test_copies_pickles_and_registry():
