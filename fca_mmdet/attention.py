@@ -21,6 +21,14 @@ from .projection import ValidPart, current_valid_part, project_affine
 from .squeeze import BASES, Projected
 
 
+class PreciseLinear(nn.Linear):
+    """A linear layer that computes in the precision of its input: where a frequency vector overflows float16, its gates need not."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Multiply ``[N, C_in]`` to ``[N, C_out]`` with weights of whatever precision."""
+        return F.linear(input, self.weight.to(input.dtype))
+
+
 class MultiSpectralAttention(nn.Module):
     """Multi-spectral channel attention (paper, equations 7 to 10).
 
@@ -91,9 +99,9 @@ class MultiSpectralAttention(nn.Module):
         """How many times smaller than the image its feature maps are, for the valid part; None: it pools over whole maps."""
         self.dct_layer = BASES[basis](in_channels, self.grid, pairs)
         self.fc = nn.Sequential(
-            nn.Linear(in_channels, in_channels // reduction, bias=False),
+            PreciseLinear(in_channels, in_channels // reduction, bias=False),
             nn.ReLU(inplace=True),
-            nn.Linear(in_channels // reduction, in_channels, bias=False),
+            PreciseLinear(in_channels // reduction, in_channels, bias=False),
             nn.Sigmoid(),
         )
 
@@ -135,14 +143,8 @@ class MultiSpectralAttention(nn.Module):
 
     def excite(self, freq: Tensor) -> Tensor:
         """Gates in (0, 1) from the frequency vector, ``[N, C]`` to ``[N, C]``, in float32 at least, autocast or not."""
-        reduce, expand = (cast(nn.Linear, self.fc[index]).weight for index in (0, 2))
         with _without_autocast(freq):
-            freq = freq.to(torch.promote_types(reduce.dtype, torch.float32))
-            if reduce.dtype == freq.dtype:
-                return self.fc(freq)
-            # With weights of half precision: a frequency vector that overflows float16 is no sign that its gates would.
-            hidden = F.relu(F.linear(freq, reduce.to(freq.dtype)))
-            return F.linear(hidden, expand.to(freq.dtype)).sigmoid()
+            return self.fc(freq.to(torch.promote_types(self.fc[0].weight.dtype, torch.float32)))  # type: ignore[arg-type]
 
     def extra_repr(self) -> str:
         """The configuration, as the repr of the module shows it."""

@@ -175,7 +175,7 @@ class FcaBottleneck(_Attended, Bottleneck):
         normalised = [(self.conv1, self.norm1), (self.conv2, self.norm2), (self.conv3, self.norm3), *self._shortcut_normalised()]
         return (
             self.after_conv3_plugin_names == ['att']
-            and (self.conv3.kernel_size, self.conv3.groups) == ((1, 1), 1)
+            and (self.conv3.kernel_size, self.conv3.stride, self.conv3.padding, self.conv3.groups) == ((1, 1), (1, 1), (0, 0), 1)
             and is_plain(self.relu, nn.ReLU)
             and is_foldable(self, self.att, normalised)
         )

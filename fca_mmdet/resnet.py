@@ -112,6 +112,11 @@ class FcaResNet(ResNet):
         with within(ValidPart(unpadded_sizes(x))):
             return super().forward(x)
 
+    def train(self, mode: bool = True) -> 'FcaResNet':
+        """Switch to training as mmdet's ResNet does, and return the backbone as torch's modules do."""
+        super().train(mode)
+        return self
+
     def init_weights(self) -> None:
         """Initialise as ``init_cfg`` says. A pretrained checkpoint is read as data: nothing in it runs.
 

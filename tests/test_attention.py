@@ -198,3 +198,20 @@ def test_the_comparison_can_fail():
     transposed = [(v, u) for u, v in FREQUENCY_SETS['low4']]
     for wrong in (named_attention(32, 14, 'top4'), named_attention(32, 14, transposed), named_attention(32, 7, 'low4')):
         assert relative_error(wrong(x).detach(), right) > 1e-4
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float32])
+def test_a_hook_on_the_excitation_sees_the_gates_in_every_precision(dtype):
+    attention, seen = named_attention(32, 7, 'top16').to(dtype), {}
+    for name, module in attention.fc.named_modules():
+        module.register_forward_hook(lambda module, inputs, output, name=name: seen.update({name: output}))
+    x = torch.rand(2, 32, 9, 13, dtype=dtype)
+    torch.testing.assert_close(attention(x), x * seen[''].to(dtype)[:, :, None, None])
+    assert list(seen) == ['0', '1', '2', '3', '']
+
+
+def test_dynamic_quantisation():
+    """It leaves the excitation as it is: two small layers that run in the precision of the frequency vector."""
+    attention, x = named_attention(64, 7, 'top16'), torch.rand(2, 64, 9, 13)
+    quantised = torch.ao.quantization.quantize_dynamic(attention, {torch.nn.Linear})
+    torch.testing.assert_close(quantised(x), attention(x), rtol=0.02, atol=0.02)

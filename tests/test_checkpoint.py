@@ -3,10 +3,11 @@
 import pytest
 import torch
 from helpers import pretrained
+from mmengine.model import PretrainedInit
 from mmengine.runner.checkpoint import CheckpointLoader
 from mmengine.runner.checkpoint import load_checkpoint as load_into
 
-from fca_mmdet import CheckpointError
+from fca_mmdet import CheckpointError, FcaResNet
 from fca_mmdet.checkpoint import read_checkpoint, refuse_pickled_code
 
 
@@ -14,6 +15,22 @@ def test_no_code_of_a_checkpoint_runs(hostile):
     for read in (read_checkpoint, pretrained):
         with pytest.raises(CheckpointError, match=r'hostile.pth holds more than data: it asks for \S*open, which could run code, so it is'):
             read(hostile)
+    assert not hostile.with_name('executed').exists()
+
+
+@pytest.mark.parametrize(
+    'init_cfg',
+    [
+        lambda path: dict(type=PretrainedInit, checkpoint=path),
+        lambda path: [dict(type='Pretrained', checkpoint=path)],
+        lambda path: [dict(type='Kaiming', layer='Conv2d'), dict(type=PretrainedInit, checkpoint=path)],
+        lambda path: dict(type='Pretrained', checkpoint=path, prefix='backbone'),
+    ],
+    ids=['class', 'list', 'list with a class', 'prefix'],
+)
+def test_no_code_runs_however_init_cfg_names_the_checkpoint(init_cfg, hostile):
+    with pytest.raises(CheckpointError, match=r'hostile.pth holds more than data'):
+        FcaResNet(18, init_cfg=init_cfg(str(hostile))).init_weights()
     assert not hostile.with_name('executed').exists()
 
 

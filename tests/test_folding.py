@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from helpers import FORMATS, FORMS, choose_form, evaluate, folded_calls, largest_error, saved_bytes, shortcut, with_statistics
+from helpers import FORMATS, FORMS, choose_form, evaluate, folded_calls, frozen, largest_error, saved_bytes, shortcut, with_statistics
 from mmcv.cnn.utils import fuse_conv_bn
 from mmdet.models.backbones import ResNet
 from mmengine.model import ExponentialMovingAverage, revert_sync_batchnorm
@@ -174,6 +174,18 @@ def a_larger_last_convolution(block: nn.Module) -> nn.Module:
     return block
 
 
+def a_last_convolution_with_a_stride(block: nn.Module) -> nn.Module:
+    block.conv3 = nn.Conv2d(16, 64, 1, stride=2, bias=False)
+    block.downsample = shortcut(64, 64, 2)
+    return frozen(block)
+
+
+def a_last_convolution_with_padding(block: nn.Module) -> nn.Module:
+    block.conv3 = nn.Conv2d(16, 64, 1, padding=1, bias=False)
+    block.downsample = nn.Sequential(nn.Conv2d(64, 64, 1, padding=1, bias=False), nn.BatchNorm2d(64))
+    return frozen(block)
+
+
 def a_shortcut_of_its_own(block: nn.Module) -> nn.Module:
     block.downsample = nn.Conv2d(64, 64, 1)
     return block
@@ -202,6 +214,8 @@ def learned(block: nn.Module) -> nn.Module:
         another_activation,
         a_convolution_of_its_own,
         a_larger_last_convolution,
+        a_last_convolution_with_a_stride,
+        a_last_convolution_with_padding,
         a_shortcut_of_its_own,
         unfolded,
         learned,

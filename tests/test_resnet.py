@@ -87,6 +87,13 @@ def test_zero_initialised_residuals(depth, last):
     assert getattr(given.layer1[0], last).weight.detach().sum() > 0
 
 
+def test_train_and_eval_return_the_backbone():
+    backbone = FcaResNet(18, frozen_stages=1)
+    assert backbone.eval() is backbone.train() is backbone
+    assert not backbone.layer1.training
+    assert len(FcaResNetV1d(depth=18).eval()(IMAGE)) == 4
+
+
 def test_frozen_stages_and_frozen_statistics():
     backbone = training(FcaResNet(50, frozen_stages=2, norm_eval=True))
     assert not any(p.requires_grad for stage in (backbone.layer1, backbone.layer2) for p in stage.parameters())
