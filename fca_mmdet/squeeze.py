@@ -288,7 +288,8 @@ def check_selection(state_dict: MutableMapping[str, Tensor], prefix: str, squeez
             f'{prefix}selection.logits of the checkpoint selects frequencies={[tuple(pair) for pair in chosen]}: configure these, or '
             'basis="searched" to search on'
         )
-    del state_dict[f'{prefix}selection.logits'], state_dict[f'{prefix}selection.temperature']
+    for name in ('logits', 'temperature'):
+        state_dict.pop(f'{prefix}selection.{name}', None)
 
 
 BASES: dict[str, type[Squeeze]] = {

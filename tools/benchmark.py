@@ -20,7 +20,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from fca_mmdet.command import command
-from fca_mmdet.lab.benchmark import BACKBONES, RECORDED, possible_backbones
+from fca_mmdet.lab.benchmark import BACKBONES, RECORDED
 from fca_mmdet.lab.record import run_benchmark
 from fca_mmdet.lab.timing import Setting
 
@@ -47,7 +47,7 @@ def main() -> None:
     arguments = vars(parser.parse_args())
     what, repeats, images, names, out = (arguments.pop(key) for key in ('what', 'repeats', 'images', 'backbones', 'out'))
     setting = Setting(**arguments | {'size': tuple(arguments['size'])})
-    possible = possible_backbones(setting.depth)
+    possible = [name for name in BACKBONES if setting.depth >= 50 or name == 'ResNet' or 'FCA' in name]
     names = names or [name for name in possible if name in RECORDED]
     if not set(names) <= set(possible):
         parser.error(f"the blocks of depth {setting.depth} have no plugin slot in mmdet's ResNet: choose --backbones of {possible}")

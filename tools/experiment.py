@@ -37,13 +37,8 @@ def main() -> None:
     parser.add_argument('--seeds', type=int, help="of every run, in the place of the plan's")
     parser.add_argument('--only', nargs='+', metavar='RUN', help='these runs of the plan alone')
     parser.add_argument('--jobs', type=int, default=os.cpu_count(), help='runs at once on a CPU (default: its cores, %(default)s)')
-    parser.add_argument(
-        '--devices',
-        nargs='+',
-        default=['0'] * torch.cuda.is_available(),
-        metavar='GPU',
-        help='one run on each at a time (default: the first)',
-    )
+    first = ['0'] * torch.cuda.is_available()
+    parser.add_argument('--devices', nargs='+', default=first, metavar='GPU', help='one run on each at a time (default: the first)')
     parser.add_argument('--ray', nargs='?', const='local', metavar='ADDRESS', help='run on Ray: here, or on the cluster at ADDRESS')
     parser.add_argument('--gpus', type=float, default=float(torch.cuda.is_available()), help='GPUs of a run on Ray (default: %(default)g)')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE', help='for every run, as in mmdet')

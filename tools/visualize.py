@@ -12,7 +12,7 @@ import argparse
 from pathlib import Path
 
 from fca_mmdet.command import command
-from fca_mmdet.lab.explain import draw_explanation
+from fca_mmdet.lab.pictures import draw_explanation
 
 
 @command

@@ -1,7 +1,4 @@
-"""Backbone and neck of a detector as an ONNX file for any batch, height and width.
-
-The graph computes the attention's projection maps from the image's shape: it holds no pooling to a grid and does not grow with the image.
-"""
+"""Backbone and neck of a detector as an ONNX file for any batch, height and width."""
 
 from collections import Counter, OrderedDict
 from functools import partial
@@ -20,12 +17,8 @@ from ..errors import UserError
 from ..files import check_writable
 from .export import write_onnx
 
-EXPORTED = (2, 3, 160, 192)
-"""The shape of the example; batch, height and width are free."""
-
 COMPARED = [(1, 3, 97, 131), (1, 3, 480, 640), (3, 3, 65, 257), (2, 3, 333, 200), (1, 3, 800, 1333)]
 """Shapes to compare at: odd, non-square, and so small that the first stage's maps are below the grid of 56."""
-
 TOLERANCE = 1e-4
 """The largest accepted difference from PyTorch's features, relative to the largest of them."""
 
@@ -38,11 +31,7 @@ def take_features(detector: nn.Module) -> nn.Sequential:
 
 @torch.inference_mode()
 def compare(features: nn.Module, out: Path, repeats: int) -> float:
-    """Compare a module with its ONNX file at several sizes, and print differences and median times, measured in turns.
-
-    Returns:
-        The largest difference, relative to the largest feature.
-    """
+    """Compare a module with its ONNX file at several sizes; print differences and times, and return the largest difference."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(out, options, providers=['CPUExecutionProvider'])
@@ -64,14 +53,14 @@ def export_backbone(config: Path, checkpoint: Path | None, out: Path, repeats: i
     """Export backbone and neck of a detector to ONNX, and compare the file with PyTorch. Without a checkpoint the weights are random.
 
     Raises:
-        UserError: a config, checkpoint or file that cannot be used, or features that differ by more than ``TOLERANCE``.
+        UserError: features differ by more than ``TOLERANCE``.
     """
     check_writable(out)
     if checkpoint is None:
         print('no checkpoint: the weights are random')
     features = take_features(open_detector(config, checkpoint) if checkpoint else build_detector(read_config(config)))
     print(f'exporting {config.stem} ...', flush=True)
-    example = torch.rand(EXPORTED)
+    example = torch.rand(2, 3, 160, 192)
     with torch.no_grad():
         levels = [f'level{index}' for index, _ in enumerate(features(example))]
     model = write_onnx(features, out, (example,), dict(images=(0, 2, 3)), levels)

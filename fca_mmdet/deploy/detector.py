@@ -31,9 +31,7 @@ from ..errors import UserError
 from ..files import check_writable
 from .export import write_onnx
 
-# onnxscript annotates its operators with tensor types only, and takes numbers too.
-OPERATORS: Any = onnxscript.opset18
-
+OPERATORS: Any = onnxscript.opset18  # annotated with tensor types only, it takes numbers too
 TOLERANCES = dict(boxes=0.1, scores=1e-4, masks=0.01)
 """The largest differences that are accepted: of boxes in pixels, of scores, and of masks as 1 - IoU."""
 
@@ -66,16 +64,11 @@ def _onnx_nms(boxes, scores, iou_threshold, max_num):
 
 
 def _onnx_roi_align(features, rois, size, scale, sampling_ratio, aligned):
-    return OPERATORS.RoiAlign(
-        features,
-        OPERATORS.Slice(rois, [1], [5], [1]),
-        OPERATORS.Cast(OPERATORS.Gather(rois, 0, axis=1), to=onnx.TensorProto.INT64),
-        output_height=size[0],
-        output_width=size[1],
-        spatial_scale=scale,
-        sampling_ratio=sampling_ratio,
-        coordinate_transformation_mode='half_pixel' if aligned else 'output_half_pixel',
-    )
+    boxes = OPERATORS.Slice(rois, [1], [5], [1])
+    images = OPERATORS.Cast(OPERATORS.Gather(rois, 0, axis=1), to=onnx.TensorProto.INT64)
+    options = dict(output_height=size[0], output_width=size[1], spatial_scale=scale, sampling_ratio=sampling_ratio)
+    mode = 'half_pixel' if aligned else 'output_half_pixel'
+    return OPERATORS.RoiAlign(features, boxes, images, coordinate_transformation_mode=mode, **options)
 
 
 TRANSLATIONS: Any = {torch.ops.fca_mmdet.nms.default: _onnx_nms, torch.ops.fca_mmdet.roi_align.default: _onnx_roi_align}
@@ -100,10 +93,7 @@ def _pool(extractor: Any, features: tuple[Tensor, ...], boxes: Tensor) -> Tensor
 
 
 class Exportable(nn.Module):
-    """A two-stage detector of mmdet, in eval mode, whose forward torch.export can take: the outputs of its ``predict`` for one image.
-
-    Args:
-        detector: a Faster R-CNN or a Mask R-CNN, with mmdet's own heads.
+    """A Faster or Mask R-CNN of mmdet's own heads, in eval mode, whose forward torch.export can take: what ``predict`` gives for one image.
 
     Raises:
         UserError: another head, or another NMS.
@@ -175,16 +165,10 @@ class Exportable(nn.Module):
 
 
 def differences(model: Exportable, session: onnxruntime.InferenceSession, image: Tensor) -> tuple[int, int, dict[str, float]]:
-    """Pass one image through mmdet's ``predict`` and through ONNX Runtime.
+    """Pass one image, ``[3, H, W]`` in 0..255 as the test pipeline gives it, through mmdet's ``predict`` and through ONNX Runtime.
 
-    Args:
-        model: the detector.
-        session: its ONNX file.
-        image: ``[3, H, W]`` in 0..255, as the test pipeline gives it.
-
-    Returns:
-        How many detections each finds, and the largest differences under the names of ``TOLERANCES``. Each detection is paired with the
-        nearest box of its label; where they do not pair off, the differences are infinite.
+    Returns how many detections each finds, and the largest differences under the names of ``TOLERANCES``. Each detection is paired with
+    the nearest box of its label; where they do not pair off, the differences are infinite.
     """
     detector = model.detector
     size = tuple(image.shape[1:])
@@ -196,10 +180,8 @@ def differences(model: Exportable, session: onnxruntime.InferenceSession, image:
     boxes, scores, labels, *grids = map(torch.from_numpy, found)
     names = ['boxes', 'scores', 'masks'][: len(found) - 1]
     counts = len(ours), len(boxes)
-    if counts[0] != counts[1]:
-        return *counts, dict.fromkeys(names, float('inf'))
-    if not len(ours):
-        return *counts, dict.fromkeys(names, 0.0)
+    if counts[0] != counts[1] or not counts[0]:
+        return *counts, dict.fromkeys(names, float('inf') if any(counts) else 0.0)
     far, pairs = (torch.cdist(ours.bboxes, boxes, p=torch.inf) + 1e6 * (ours.labels[:, None] != labels)).min(1)
     if len(pairs.unique()) < len(pairs):
         return *counts, dict.fromkeys(names, float('inf'))
@@ -218,8 +200,7 @@ def export_detector(config: Path, checkpoint: Path, out: Path, images: Path, cou
     """Export a detector to ONNX, and compare the file with PyTorch on the first ``count`` images of a folder by name.
 
     Raises:
-        UserError: a config, checkpoint, folder or file that cannot be used, a detector that cannot be exported, or outputs that differ by
-            more than ``TOLERANCES``.
+        UserError: the detector cannot be exported, or outputs differ by more than ``TOLERANCES``.
     """
     paths = find_images(images, count)
     check_writable(out)

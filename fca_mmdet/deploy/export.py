@@ -25,9 +25,6 @@ def write_onnx(
         inputs: their names in the file, each with the dimensions that may have any size.
         outputs: the names of the module's outputs.
         options: others of ``torch.onnx.export``.
-
-    Returns:
-        What the file holds.
     """
     shapes = tuple(dict.fromkeys(free, torch.export.Dim.DYNAMIC) for free in inputs.values())
     options |= dict(input_names=list(inputs), output_names=outputs, dynamo=True, external_data=False, verbose=False)

@@ -1,5 +1,6 @@
 """Measure how much the detections in an image change with the other image of its batch, to whose size it is padded."""
 
+import itertools
 import json
 from collections import defaultdict
 from collections.abc import Sequence
@@ -21,22 +22,13 @@ from .plots import plt, spread, write_figure
 
 SIZES = (1.0, 1.25, 1.5, 2.0)
 """Heights and widths of the other image, relative to the image's."""
-
+TITLES = {'without_counterpart': 'detections without a counterpart', 'score_change': 'mean change of score'}
 Measures = dict[float, dict[str, float]]
 """By that size: the share of detections ``without_counterpart``, and the mean ``score_change`` of those that have one."""
 
 
 def compare(alone: InstanceData, batched: InstanceData) -> tuple[int, list[float]]:
-    """Count the detections of either side without a counterpart, and take the change of score of each pair, best overlaps first.
-
-    A counterpart has the same class and an IoU of at least 0.5.
-
-    Example:
-        >>> box = dict(bboxes=torch.tensor([[0.0, 0, 9, 9]]), labels=torch.tensor([0]))
-        >>> lone, kept = (InstanceData(scores=torch.tensor([score]), **box) for score in (0.75, 0.5))
-        >>> compare(lone, kept)
-        (0, [0.25])
-    """
+    """Count the detections of either side without a counterpart, and take the change of score of each pair, best overlaps first."""
     overlap = bbox_overlaps(alone.bboxes, batched.bboxes) * (alone.labels[:, None] == batched.labels)
     changes: list[float] = []
     while overlap.numel() and overlap.max() >= 0.5:
@@ -46,15 +38,14 @@ def compare(alone: InstanceData, batched: InstanceData) -> tuple[int, list[float
     return len(alone) + len(batched) - 2 * len(changes), changes
 
 
-def detect(model: nn.Module, batch: dict[str, Any], score: float) -> InstanceData:
-    """Detect in the first image of a batch; keep what has at least ``score``."""
+def _detect_in_first(model: nn.Module, batch: dict[str, Any], score: float) -> InstanceData:
     batch = dict(batch, data_samples=[sample.clone() for sample in batch['data_samples']])
     with torch.no_grad():
         instances = model.test_step(batch)[0].pred_instances  # type: ignore[operator]
     return instances[instances.scores >= score]
 
 
-def with_another(batch: dict[str, Any], size: float) -> dict[str, Any]:
+def _with_another(batch: dict[str, Any], size: float) -> dict[str, Any]:
     """Add to a batch of one image the same image, ``size`` times as high and wide."""
     (image,), (sample,) = batch['inputs'], batch['data_samples']
     enlarged = mmcv.imrescale(np.ascontiguousarray(image.numpy().transpose(1, 2, 0)), size)
@@ -63,15 +54,14 @@ def with_another(batch: dict[str, Any], size: float) -> dict[str, Any]:
     return dict(inputs=[image, torch.from_numpy(enlarged.transpose(2, 0, 1).copy())], data_samples=[sample, other])
 
 
-def measure_detector(model: nn.Module, paths: Sequence[Path], score: float) -> Measures:
-    """Measure a detector over images, each alone and batched with another of each size."""
+def _measure_detector(model: nn.Module, paths: Sequence[Path], score: float) -> Measures:
     lone: dict[float, int] = dict.fromkeys(SIZES, 0)
     changes: dict[float, list[float]] = {size: [] for size in SIZES}
     for path in track_iter_progress(paths):
         batch = load_image(model, path)
-        alone = detect(model, batch, score)
+        alone = _detect_in_first(model, batch, score)
         for size in SIZES:
-            without, pairs = compare(alone, detect(model, with_another(batch, size), score))
+            without, pairs = compare(alone, _detect_in_first(model, _with_another(batch, size), score))
             lone[size] += without
             changes[size] += pairs
     totals = {size: max(lone[size] + 2 * len(changes[size]), 1) for size in SIZES}
@@ -87,26 +77,18 @@ def name_of(config: Path) -> str:
 
 
 def average(measures: Sequence[Measures]) -> Measures:
-    """Take means and sample standard deviations over detectors, such as the seeds of a run.
-
-    Example:
-        >>> average([{2.0: {'score_change': 0.25}}, {2.0: {'score_change': 0.75}}])
-        {2.0: {'score_change': 0.5, 'score_change_std': 0.3535...}}
-    """
-    found: Measures = {}
-    for size, values in measures[0].items():
-        found[size] = {}
-        for key in values:
-            column = [measure[size][key] for measure in measures]
-            found[size] |= {key: fmean(column), f'{key}_std': spread(column)}
+    """Take means and sample standard deviations over detectors, such as the seeds of a run."""
+    found: Measures = {size: {} for size in measures[0]}
+    for size, key in itertools.product(found, TITLES):
+        column = [measure[size][key] for measure in measures]
+        found[size] |= {key: fmean(column), f'{key}_std': spread(column)}
     return found
 
 
 def draw_changes(results: dict[str, Measures], out: Path) -> None:
     """Draw both measures against the size of the other image: a line for each name, with the spread over its models."""
     figure, axes = plt.subplots(1, 2, figsize=(11, 4))
-    titles = {'without_counterpart': 'detections without a counterpart', 'score_change': 'mean change of score'}
-    for axis, (key, title) in zip(axes, titles.items(), strict=True):
+    for axis, (key, title) in zip(axes, TITLES.items(), strict=True):
         for name, result in results.items():
             means, bars = ([values[column] for values in result.values()] for column in (key, f'{key}_std'))
             axis.errorbar(list(result), means, bars if any(bars) else None, marker='o', capsize=2, label=name)
@@ -117,17 +99,13 @@ def draw_changes(results: dict[str, Measures], out: Path) -> None:
 
 
 def measure_batching(model: Sequence[tuple[str, str]], images: Path, out: Path, count: int, score: float, device: str) -> None:
-    """Measure detectors, each a config and its checkpoint, on images of a folder; print the averages by name, write and draw them.
-
-    Raises:
-        UserError: a file is missing or cannot be used.
-    """
+    """Measure detectors, each a config and its checkpoint, on images of a folder; print the averages by name, write and draw them."""
     paths = find_images(images, count)
     check_writable(out)
     measures: dict[str, list[Measures]] = defaultdict(list)
     for config, checkpoint in model:
         detector = open_detector(Path(config), Path(checkpoint), device)
-        measures[name_of(Path(config))].append(measure_detector(detector, paths, score))
+        measures[name_of(Path(config))].append(_measure_detector(detector, paths, score))
     results = {name: average(several) for name, several in measures.items()}
     for name, result in results.items():
         for size, values in result.items():

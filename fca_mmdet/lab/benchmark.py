@@ -29,7 +29,6 @@ BACKBONES: dict[str, Callable[..., ResNet]] = {
     '+ FCA, ignoring padding': partial(FcaResNet, ignore_padding=True),
 }
 """What can be compared, ResNet first: the ratios are to it."""
-
 RECORDED = [name for name in BACKBONES if 'ignoring' not in name]
 ROUNDS_PER_PROCESS = 3
 MODES = {
@@ -39,11 +38,6 @@ MODES = {
     'peak': (2**-20, 'MiB', 'peak memory of the process'),
 }
 """The factor from seconds or bytes to the unit that is shown, the unit, and the title of a panel."""
-
-
-def possible_backbones(depth: int) -> list[str]:
-    """List the backbones of a depth: below 50 the blocks of mmdet's ResNet have no slot for an attention."""
-    return [name for name in BACKBONES if depth >= 50 or name == 'ResNet' or 'FCA' in name]
 
 
 class Subject:
@@ -65,8 +59,7 @@ class Subject:
         self.x = torch.randn(setting.batch, 3, *setting.size, device=setting.device).to(memory_format=setting.memory_format)
         self.run: Callable[[Tensor], Sequence[Tensor]] = torch.compile(self.model) if setting.compile else self.model
 
-    def forward(self) -> Sequence[Tensor]:
-        """Compute the features, under autocast if the setting says so."""
+    def _forward(self) -> Sequence[Tensor]:
         dtype = self.setting.dtype
         with torch.autocast(self.x.device.type, getattr(torch, dtype), enabled=dtype != 'float32'):
             return self.run(self.x)
@@ -74,12 +67,12 @@ class Subject:
     @torch.inference_mode()
     def inference(self) -> float:
         """Take the seconds of one forward."""
-        return seconds(self.forward, self.x.device)
+        return seconds(self._forward, self.x.device)
 
     def training(self) -> float:
         """Take the seconds of one forward and backward."""
         self.model.zero_grad()
-        return seconds(lambda: torch.stack([feature.mean() for feature in self.forward()]).sum().backward(), self.x.device)
+        return seconds(lambda: torch.stack([feature.mean() for feature in self._forward()]).sum().backward(), self.x.device)
 
     def saved(self) -> float:
         """Count the bytes that a forward keeps for backward beyond parameters and buffers."""
@@ -93,8 +86,7 @@ class Subject:
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            features = self.forward()
-        del features
+            self._forward()
         return float(sum(kept.values()))
 
     def operators(self) -> dict[str, float]:
@@ -133,27 +125,10 @@ def describe_setting(setting: dict) -> str:
     return ', '.join([f'depth {setting["depth"]}', f'{setting["batch"]} x 3 x {height} x {width}', setting['dtype'], *options])
 
 
-def print_table(measured: dict) -> None:
-    """Print a line for each backbone: each figure, its ratio to the first backbone's, and the ratio's quartiles."""
-    table = measured['table']
-    print(f'\n{describe_setting(measured["setting"])}')
-    for name in next(iter(table.values())):
-        cells = []
-        for mode, rows in table.items():
-            (scale, unit, _), row = MODES[mode], rows[name]
-            spread = '' if mode in ('saved', 'peak') else f' ({row["quartiles"][0]:.2f} - {row["quartiles"][1]:.2f})'
-            cells.append(f'{mode} {row["median"] * scale:6.0f} {unit} {row["ratio"]:.2f}{spread}')
-        print(f'  {name:16} ' + '   '.join(cells), flush=True)
-
-
 def measure_table(
     setting: Setting, names: Sequence[str], times: Sequence[str], once: Sequence[str], repeats: int, kind: type[Subject] = Subject
 ) -> dict:
-    """Make the table of one setting, and print it.
-
-    Where a process's heap happens to lie stays so, so all start anew after ``ROUNDS_PER_PROCESS`` rounds (not if compiled: that takes
-    minutes). The methods ``times`` are called in every round, ``once`` in the last processes.
-    """
+    """Make the table of one setting, and print it: the methods ``times`` are called in every round, ``once`` in the last processes."""
     series: dict[str, dict[str, list[float]]] = {action: {name: [] for name in names} for action in times}
     lives = 1 if setting.compile else -(-repeats // ROUNDS_PER_PROCESS)
     for life in range(lives):
@@ -165,19 +140,26 @@ def measure_table(
                     series[action][name] += values
             last = {action: ask(action) for action in once if life == lives - 1}
     series |= {action: {name: [value] for name, value in answers.items()} for action, answers in last.items()}
-    measured = {'setting': asdict(setting), 'repeats': repeats, 'table': {action: summary(values) for action, values in series.items()}}
-    print_table(measured)
-    return measured
+    table = {action: summary(values) for action, values in series.items()}
+    print(f'\n{describe_setting(asdict(setting))}')
+    for name in names:
+        cells = []
+        for mode, rows in table.items():
+            (scale, unit, _), row = MODES[mode], rows[name]
+            spread = '' if mode in once else f' ({row["quartiles"][0]:.2f} - {row["quartiles"][1]:.2f})'
+            cells.append(f'{mode} {row["median"] * scale:6.0f} {unit} {row["ratio"]:.2f}{spread}')
+        print(f'  {name:16} ' + '   '.join(cells), flush=True)
+    return {'setting': asdict(setting), 'repeats': repeats, 'table': table}
 
 
-def measure_operators(setting: Setting, names: Sequence[str], shown: int = 9) -> list[dict]:
+def measure_operators(setting: Setting, names: Sequence[str]) -> list[dict]:
     """Measure where a training step's time goes, by operator: what bounds a setting."""
     with workers(names, setting, Subject) as ask:
         ask('training')
         answers = ask('operators')
     print(f'\n{describe_setting(asdict(setting))}: ms of a training step by operator')
     for name, operators in answers.items():
-        first = sorted(operators, key=operators.__getitem__, reverse=True)[:shown]
+        first = sorted(operators, key=operators.__getitem__, reverse=True)[:9]
         print(f'  {name:16} ' + ', '.join(f'{key.removeprefix("aten::")} {operators[key] * 1e3:.0f}' for key in first), flush=True)
     return [{'setting': asdict(setting), 'seconds': answers}]
 
@@ -185,16 +167,13 @@ def measure_operators(setting: Setting, names: Sequence[str], shown: int = 9) ->
 def time_layers(layers: Mapping[str, Callable[[Tensor], Tensor]], x: Tensor, mode: str, repeats: int, label: str) -> dict[str, dict]:
     """Time layers on a feature map in turns: inference, or forward and backward into the input."""
 
-    def inference(layer: Callable[[Tensor], Tensor]) -> None:
-        with torch.inference_mode():
-            layer(x)
+    def run(layer: Callable[[Tensor], Tensor]) -> None:
+        with torch.inference_mode(mode == 'inference'):
+            leaf = x.detach().requires_grad_(mode == 'training')
+            out = layer(leaf)
+            if mode == 'training':
+                torch.autograd.grad(out, leaf, torch.ones_like(out))
 
-    def training(layer: Callable[[Tensor], Tensor]) -> None:
-        leaf = x.detach().requires_grad_()
-        out = layer(leaf)
-        torch.autograd.grad(out, leaf, torch.ones_like(out))
-
-    run = inference if mode == 'inference' else training
     return in_turns({name: partial(run, layer) for name, layer in layers.items()}, repeats, x.device, label)
 
 
@@ -231,10 +210,9 @@ def measure_forms(setting: Setting, repeats: int) -> list[dict]:
         for ratio in (1, 2, 4, 8, 16, 32):
             side = round((ratio * planes) ** 0.5)
             x = torch.randn(setting.batch, 4 * planes, side, side, device=setting.device).to(memory_format=setting.memory_format)
-            row: dict[str, Any] = {'planes': planes, 'pixels per channel': ratio}
-            row |= {mode: time_layers(forms, x, mode, repeats, 'forms')['product'] for mode in ('inference', 'training')}
-            found.append(row)
-            ratios = '   '.join(f'{mode} {row[mode]["ratio"]:.2f}' for mode in ('inference', 'training'))
+            rows = {mode: time_layers(forms, x, mode, repeats, 'forms')['product'] for mode in ('inference', 'training')}
+            found.append({'planes': planes, 'pixels per channel': ratio, **rows})
+            ratios = '   '.join(f'{mode} {row["ratio"]:.2f}' for mode, row in rows.items())
             print(f'z {planes} x {side} x {side}, {ratio:2} pixels per channel: product / gate   {ratios}', flush=True)
     return found
 

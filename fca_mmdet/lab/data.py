@@ -9,11 +9,7 @@ from ..errors import UserError
 
 
 def read_classes(data: Path) -> list[str]:
-    """Read the class names of a COCO-format folder: both splits readable, not empty, with the same classes, and all images there.
-
-    Raises:
-        UserError: with a sentence on what is wrong.
-    """
+    """Read the class names of a COCO-format folder: both splits readable, not empty, with the same classes, and all images there."""
     classes: dict[str, list[str]] = {}
     for split in ('train', 'val'):
         path = data / 'annotations' / f'{split}.json'
@@ -32,8 +28,7 @@ def read_classes(data: Path) -> list[str]:
             raise UserError(f'{path} has {counts}: it needs some')
         if not any('segmentation' in annotation for annotation in annotations):
             raise UserError(f'{path} has boxes but no segmentations, and a Mask R-CNN learns from masks')
-        missing = [image['file_name'] for image in images if not (data / 'images' / image['file_name']).is_file()]
-        if missing:
+        if missing := [image['file_name'] for image in images if not (data / 'images' / image['file_name']).is_file()]:
             raise UserError(f'{len(missing)} of {len(images)} images of {path} are not in {data / "images"}: the first is {missing[0]}')
     if classes['train'] != classes['val']:
         raise UserError(f'the splits of {data} differ in their categories: train has {classes["train"]}, val has {classes["val"]}')

@@ -19,7 +19,6 @@ from .plots import draw_curves
 from .shapes import make_shapes
 
 CONFIG = Path(config_path('small/mask-rcnn_fca-r18_fpn_small-heads.py'))
-FIGURES = ('predictions', 'curves', 'bases', 'gates')
 
 
 def run_demo(data: Path | None, work_dir: Path, config: Path = CONFIG) -> dict:
@@ -37,53 +36,47 @@ def run_demo(data: Path | None, work_dir: Path, config: Path = CONFIG) -> dict:
         print(f'using {data}' if data.exists() else f'making textured shapes in {data}', flush=True)
         make_shapes(data)
     data, work_dir = data.resolve(), work_dir.resolve()
-    done = work_dir / 'metrics.json'
-    if done.exists():
-        print(f'finished before: {done} exists; remove {work_dir} to start anew')
-        metrics = json.loads(done.read_text())
-        print_summary(metrics, work_dir)
-        return metrics
     start = time.monotonic()
+    done = work_dir / 'metrics.json'
+    finished = done.exists()
+    if finished:
+        print(f'finished before: {done} exists; remove {work_dir} to start anew')
+    else:
+        write_whole(done, json.dumps(_train_and_draw(cfg, data, work_dir), indent=2))
+    metrics = json.loads(done.read_text())
+    print(f'\nbox AP {metrics["coco/bbox_mAP"]:.3f}   AP50 {metrics["coco/bbox_mAP_50"]:.3f}')
+    print(f'mask AP {metrics["coco/segm_mAP"]:.3f}  AP50 {metrics["coco/segm_mAP_50"]:.3f}')
+    print(f'training took {metrics["training_minutes"]:.1f} min, {metrics["iterations"]} iterations on {metrics["train_images"]} images')
+    figures = ('predictions.png', 'curves.png', 'bases.png', 'gates.png')
+    for name in ('config.py', Path(metrics['checkpoint']).name, 'metrics.json', *figures):
+        print(f'  {work_dir / name}')
+    if not finished:
+        print(f'this run took {(time.monotonic() - start) / 60:.1f} min')
+    return metrics
+
+
+def _train_and_draw(cfg: Config, data: Path, work_dir: Path) -> dict:
+    """Train unless the last checkpoint is there, test it, and draw the figures. Returns what ``run_demo`` does."""
     work_dir.mkdir(parents=True, exist_ok=True)
-    cfg.work_dir = str(work_dir)
     adapt_config(cfg, data, read_classes(data))
-    cfg.randomness = dict(seed=0)
+    cfg.work_dir, cfg.randomness = str(work_dir), dict(seed=0)
     cfg.dump(work_dir / 'config.py')
     check(cfg)
     iterations = cfg.train_cfg.max_iters
     checkpoint = work_dir / f'iter_{iterations}.pth'
-    metrics = train_and_draw(cfg, work_dir, checkpoint) | {
-        'training_minutes': statistics.mean(entry['time'] for entry in read_steps(work_dir)) * iterations / 60,
-        'iterations': iterations,
-        'train_images': len(json.loads((data / 'annotations' / 'train.json').read_text())['images']),
-        'checkpoint': str(checkpoint),
-    }
-    write_whole(done, json.dumps(metrics, indent=2))
-    print_summary(metrics, work_dir)
-    print(f'this run took {(time.monotonic() - start) / 60:.1f} min')
-    return metrics
-
-
-def train_and_draw(cfg: Config, work_dir: Path, checkpoint: Path) -> dict:
-    """Train where the last ``checkpoint`` is not there yet, test it, and draw the figures. Returns COCO's figures."""
     if not checkpoint.exists():
         cfg.resume = True  # from the latest checkpoint in work_dir, if there is one
         Runner.from_cfg(cfg.copy()).train()
-    cfg.resume, cfg.load_from = False, str(checkpoint)
-    cfg.work_dir = str(work_dir / 'test')
+    cfg.resume, cfg.load_from, cfg.work_dir = False, str(checkpoint), str(work_dir / 'test')
     runner = Runner.from_cfg(cfg)
     metrics = runner.test()
     draw_predictions(runner, work_dir / 'predictions.png')
     draw_curves(read_scalars(work_dir), work_dir / 'curves.png')
     draw_bases(next(iter(find_attentions(runner.model).values())).frequencies, work_dir / 'bases.png')
     draw_gates(runner, work_dir / 'gates.png')
-    return metrics
-
-
-def print_summary(metrics: dict, work_dir: Path) -> None:
-    """Print AP, time, and where the files are."""
-    print(f'\nbox AP {metrics["coco/bbox_mAP"]:.3f}   AP50 {metrics["coco/bbox_mAP_50"]:.3f}')
-    print(f'mask AP {metrics["coco/segm_mAP"]:.3f}  AP50 {metrics["coco/segm_mAP_50"]:.3f}')
-    print(f'training took {metrics["training_minutes"]:.1f} min, {metrics["iterations"]} iterations on {metrics["train_images"]} images')
-    for name in ('config.py', Path(metrics['checkpoint']).name, 'metrics.json', *(f'{figure}.png' for figure in FIGURES)):
-        print(f'  {work_dir / name}')
+    return metrics | {
+        'training_minutes': statistics.mean(entry['time'] for entry in read_steps(work_dir)) * iterations / 60,
+        'iterations': iterations,
+        'train_images': len(json.loads((data / 'annotations' / 'train.json').read_text())['images']),
+        'checkpoint': str(checkpoint),
+    }

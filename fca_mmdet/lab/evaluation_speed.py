@@ -1,16 +1,15 @@
 """Time what follows inference, from data samples to COCO's figures: mmdet's ``CocoMetric`` beside ``FastCocoMetric``."""
 
 import io
-import json
 import os
 import tempfile
 from contextlib import redirect_stdout
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
 from mmdet.registry import METRICS
+from mmengine.fileio import dump
 from mmengine.logging import MMLogger
 from pycocotools import mask as mask_api
 
@@ -18,47 +17,46 @@ from .timing import in_turns
 
 CORNERS = np.array([[0.3, 0], [0.7, 0], [1, 0.3], [1, 0.7], [0.7, 1], [0.3, 1], [0, 0.7], [0, 0.3]])
 """Of an octagon in a box of size 1."""
-WIDTH, HEIGHT = 640, 480
+WIDTH, HEIGHT, CLASSES, DETECTIONS = 640, 480, 80, 100
 
 
-def random_boxes(rng: np.random.Generator, count: int) -> np.ndarray:
+def _random_boxes(rng: np.random.Generator, count: int) -> np.ndarray:
     """Draw boxes within an image, of 8 to 400 pixels: ``[count, 4]``, x, y, width, height."""
     extent = np.minimum(np.exp(rng.uniform(np.log(8), np.log(400), (count, 2))), (WIDTH, HEIGHT))
     return np.concatenate([rng.random((count, 2)) * ((WIDTH, HEIGHT) - extent), extent], 1)
 
 
-def octagons(boxes: np.ndarray) -> list[list[float]]:
-    """Inscribe an octagon in each box: x and y of its eight corners."""
+def _octagons(boxes: np.ndarray) -> list[list[float]]:
     return (boxes[:, None, :2] + CORNERS * boxes[:, None, 2:]).reshape(-1, 16).tolist()
 
 
-def detection_set(images: int, seed: int = 0, classes: int = 80, detections: int = 100) -> tuple[dict, list[dict]]:
+def detection_set(images: int) -> tuple[dict, list[dict]]:
     """Draw ground truth with as many objects an image as COCO val has, and detections with masks as a detector hands them to a metric.
 
     Objects are octagons, one in a hundred a crowd. Up to half of an image's detections are objects, moved by about 6 % of their size and
     four to an object; the others lie anywhere. Gives the content of a COCO file, and the data samples.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     objects = round(images * 7.2)  # 36,000 for 5,000
-    owners, labels, truth = rng.integers(images, size=objects), rng.integers(classes, size=objects), random_boxes(rng, objects)
+    owners, labels, truth = rng.integers(images, size=objects), rng.integers(CLASSES, size=objects), _random_boxes(rng, objects)
     annotations = [
         dict(id=index + 1, image_id=int(owners[index]), category_id=int(labels[index]), bbox=truth[index].tolist(), segmentation=[octagon])
         | dict(area=float(truth[index, 2:].prod() * 0.82), iscrowd=int(index % 100 == 0))
-        for index, octagon in enumerate(octagons(truth))
+        for index, octagon in enumerate(_octagons(truth))
     ]
     samples = []
     for image in range(images):
-        own = np.flatnonzero(owners == image).repeat(4)[: detections // 2]
+        own = np.flatnonzero(owners == image).repeat(4)[: DETECTIONS // 2]
         moved = truth[own] + rng.normal(0, 0.06, (len(own), 4)) * np.tile(truth[own, 2:], 2)
-        found = np.concatenate([moved, random_boxes(rng, detections - len(own))])
+        found = np.concatenate([moved, _random_boxes(rng, DETECTIONS - len(own))])
         instances = dict(
             bboxes=torch.tensor(np.concatenate([found[:, :2], found[:, :2] + found[:, 2:]], 1)),
-            scores=torch.tensor(rng.random(detections), dtype=torch.float32),
-            labels=torch.tensor(np.concatenate([labels[own], rng.integers(classes, size=detections - len(own))])),
-            masks=mask_api.frPyObjects(octagons(found), HEIGHT, WIDTH),
+            scores=torch.tensor(rng.random(DETECTIONS), dtype=torch.float32),
+            labels=torch.tensor(np.concatenate([labels[own], rng.integers(CLASSES, size=DETECTIONS - len(own))])),
+            masks=mask_api.frPyObjects(_octagons(found), HEIGHT, WIDTH),
         )
         samples.append(dict(img_id=image, ori_shape=(HEIGHT, WIDTH), pred_instances=instances))
-    categories = [dict(id=index, name=str(index)) for index in range(classes)]
+    categories = [dict(id=index, name=str(index)) for index in range(CLASSES)]
     sizes = [dict(id=image, width=WIDTH, height=HEIGHT) for image in range(images)]
     return dict(images=sizes, annotations=annotations, categories=categories), samples
 
@@ -76,9 +74,9 @@ def measure_evaluation(images: int, repeats: int, threads: int) -> list[dict]:
             for sample in samples:
                 del sample['pred_instances']['masks']
         with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
-            file = Path(folder, 'truth.json')
-            file.write_text(json.dumps(truth))
-            metrics = {name: METRICS.build(dict(type=name, ann_file=str(file), metric=kind)) for name in ('CocoMetric', 'FastCocoMetric')}
+            file = f'{folder}/truth.json'
+            dump(truth, file)
+            metrics = {name: METRICS.build(dict(type=name, ann_file=file, metric=kind)) for name in ('CocoMetric', 'FastCocoMetric')}
         figures: dict[str, dict] = {}
 
         def evaluate(name: str, metrics: dict = metrics, figures: dict = figures) -> None:

@@ -1,8 +1,8 @@
 """A plan of experiments, run: on the devices of this machine or on Ray, as often as it takes, with the results kept written."""
 
 import json
-import queue
 import statistics
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -40,7 +40,6 @@ def run_plan(
     path = Path(plan) if Path(plan).is_file() else CONFIGS / 'plans' / f'{plan}.yml'
     entries = read_plan(path)
     out = (out or Path('work_dirs/experiments', path.stem)).resolve()
-    out.mkdir(parents=True, exist_ok=True)
     if unknown := set(only or ()) - entries['runs'].keys():
         raise UserError(f'--only {", ".join(sorted(unknown))}: the runs of {path} are {", ".join(entries["runs"])}')
     if data is None and entries.get('data') == 'shapes':
@@ -64,20 +63,15 @@ def run_plan(
 @contextmanager
 def submit_here(jobs: int, devices: Sequence[str]) -> Iterator[Submit]:
     """Train on this machine: one run on each device at a time, or ``jobs`` on its CPU. A device given twice takes two."""
-    free: queue.Queue[dict[str, str]] = queue.Queue()
-    for environment in [{'CUDA_VISIBLE_DEVICES': device} for device in devices] or [ONE_THREAD] * jobs:
-        free.put(environment)
+    free = [{'CUDA_VISIBLE_DEVICES': device} for device in devices] or [ONE_THREAD] * jobs
+    own = threading.local()  # of each thread of the pool: the device that it starts all its runs on
 
-    def train_on_free_device(run: Run) -> dict:
-        device = free.get()
-        try:
-            return train_once(run, device)
-        finally:
-            free.put(device)
+    def take_device() -> None:
+        own.device = free.pop(0)
 
-    pool = ThreadPoolExecutor(free.qsize())
+    pool = ThreadPoolExecutor(len(free), initializer=take_device)
     try:
-        yield lambda run: pool.submit(train_on_free_device, run)
+        yield lambda run: pool.submit(lambda: train_once(run, own.device))
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -101,29 +95,22 @@ def run_all(runs: Sequence[Run], plan: dict, out: Path, submit: Submit) -> list[
     """Train what is not done, show how it goes, and keep the results written. Returns the runs that failed."""
     console = Console()
     board = Board(runs, plan)
-    futures: dict[Future, Run] = {}
-    for run in sorted(runs, key=lambda run: run.seed):  # so that a plan that is cut short has all its runs with some seeds
-        if run.result.exists():
-            board.rows[run] = json.loads(run.result.read_text())
-        else:
-            futures[submit(run)] = run
+    # By seed, so that a plan that is cut short has all its runs with some seeds.
+    futures = {submit(run): run for run in sorted(board.before, key=lambda run: run.seed)}
     write_results(plan, out)
     with Live(board, console=console, auto_refresh=False) as live:
         while futures:
-            done, _ = wait(futures, timeout=5, return_when=FIRST_COMPLETED)
-            for future in done:
+            for future in wait(futures, timeout=5, return_when=FIRST_COMPLETED).done:
                 run = futures.pop(future)
                 board.rows[run] = row = future.result()
+                title = f'{run.name}, seed {run.seed}'
                 if 'error' in row:
-                    console.print(f'{run.name}, seed {run.seed} failed:\n{row["error"]}', markup=False, highlight=False)
+                    console.print(f'{title} failed:\n{row["error"]}', markup=False, highlight=False)
                 elif not console.is_terminal:
-                    said = f'{run.name}, seed {run.seed}: box AP {100 * row["bbox_mAP"]:.1f}; {board.time_left({})}'
-                    console.print(said, highlight=False)
-            if done:
+                    console.print(f'{title}: box AP {100 * row["bbox_mAP"]:.1f}; {board.time_left({})}', highlight=False)
                 write_results(plan, out)
             board.running = {run for run in futures.values() if is_running(run)}
-            live.update(board, refresh=console.is_terminal)
-        live.update(board, refresh=console.is_terminal)
+            live.refresh()
     if not console.is_terminal:
         console.print(board)
     return [run for run, row in board.rows.items() if 'error' in row]
@@ -142,9 +129,9 @@ class Board:
     def __init__(self, runs: Sequence[Run], plan: dict):
         self.runs = runs
         self.later = [name for name, run in plan['runs'].items() if not is_decided(run) and name not in {run.name for run in runs}]
-        self.rows: dict[Run, dict] = {}
+        self.rows: dict[Run, dict] = {run: json.loads(run.result.read_text()) for run in runs if run.result.exists()}
         self.running: set[Run] = set()
-        self.before = {run: fraction_done(run) for run in runs if not run.result.exists()}
+        self.before = {run: fraction_done(run) for run in runs if run not in self.rows}
         self.start = time.monotonic()
 
     def __rich__(self) -> Table:

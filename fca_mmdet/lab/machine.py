@@ -10,8 +10,6 @@ from typing import Any
 
 import torch
 
-DISTRIBUTIONS = ('mmdet', 'onedl-mmdetection', 'mmcv', 'onedl-mmcv')
-
 
 def machine(device: str) -> dict[str, Any]:
     """Describe this machine, the GPU if ``device`` names one (``cuda:0``), and the versions of Python, torch and the detection stack."""
@@ -22,7 +20,7 @@ def machine(device: str) -> dict[str, Any]:
         'python': platform.python_version(),
         'torch': torch.__version__,
     }
-    for name in DISTRIBUTIONS:
+    for name in ('mmdet', 'onedl-mmdetection', 'mmcv', 'onedl-mmcv'):
         with suppress(PackageNotFoundError):
             found[name] = version(name)
     return found

@@ -1,10 +1,11 @@
-"""Pictures of a trained detector: what it finds in images, and how its attentions gate the channels of each frequency."""
+"""Pictures of a trained detector: what it finds in images, how its attentions gate the channels of each frequency, and what decides."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import cv2
 import mmcv
 import numpy as np
 import torch
@@ -13,23 +14,21 @@ from mmdet.visualization import DetLocalVisualizer
 from mmengine.dataset import pseudo_collate
 from mmengine.runner import Runner
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ..attention import MultiSpectralAttention
 from ..dct import dct_basis
+from ..detector import load_image, open_detector
+from ..errors import UserError
+from ..files import check_writable
 from ..frequency import Frequency
 from .plots import plt, write_figure
 
 
-def read_image(path: str | Path) -> np.ndarray:
-    """Read an image as a detector's pipeline does, but in the order red, green, blue: ``[H, W, 3]``, uint8."""
-    return mmcv.imread(path, channel_order='rgb')
-
-
-def show_detections(axis: plt.Axes, sample: DetDataSample, dataset_meta: dict | None, score: float, truth: bool) -> None:
-    """Show an image with its predictions from ``score`` on, and if asked for with the ground truth to their left."""
+def _show_detections(axis: plt.Axes, sample: DetDataSample, dataset_meta: dict | None, score: float, truth: bool) -> None:
     visualizer = DetLocalVisualizer()
     visualizer.dataset_meta = dataset_meta
-    visualizer.add_datasample('', read_image(sample.img_path), sample.cpu(), draw_gt=truth, pred_score_thr=score)
+    visualizer.add_datasample('', mmcv.imread(sample.img_path, channel_order='rgb'), sample.cpu(), draw_gt=truth, pred_score_thr=score)
     axis.imshow(visualizer.get_image())
     axis.set_title(f'{Path(sample.img_path).name}: {"ground truth | " if truth else ""}predictions >= {score}', fontsize=9)
 
@@ -44,7 +43,7 @@ def draw_predictions(runner: Runner, out: Path, images: int = 6, score: float = 
     for axis, index in zip(axes.flat, indices, strict=False):
         with torch.no_grad():
             (sample,) = runner.model.test_step(pseudo_collate([dataset[index]]))
-        show_detections(axis, sample, dataset.metainfo, score, truth=True)
+        _show_detections(axis, sample, dataset.metainfo, score, truth=True)
     for axis in axes.flat:
         axis.axis('off')
     write_figure(figure, out)
@@ -86,7 +85,7 @@ def collect_gates(model: nn.Module) -> Iterator[dict[str, Tensor]]:
         yield gates
 
 
-def by_frequency(channels: Tensor, attention: MultiSpectralAttention) -> Tensor:
+def _by_frequency(channels: Tensor, attention: MultiSpectralAttention) -> Tensor:
     """Group what belongs to the channels of one image, ``[1, C]``, by frequency: ``[F, C / F]`` on the CPU."""
     return channels[0].detach().float().cpu().unflatten(0, (len(attention.frequencies), -1))
 
@@ -100,14 +99,14 @@ def draw_gate_table(axis: plt.Axes, title: str, rows: Mapping[str, Tensor], freq
     axis.figure.colorbar(picture, ax=axis)
 
 
-def draw_gates(runner: Runner, out: Path, index: int = 0) -> None:
-    """Draw how an image of the test set gates the channels of each frequency: per block the mean gate of a group, and its spread."""
-    item = runner.test_dataloader.dataset[index]
+def draw_gates(runner: Runner, out: Path) -> None:
+    """Draw how the test set's first image gates the channels of each frequency: per block the mean gate of a group, and its spread."""
+    item = runner.test_dataloader.dataset[0]
     runner.model.eval()
     with collect_gates(runner.model) as gates, torch.no_grad():
         runner.model.test_step(pseudo_collate([item]))
     attentions = find_attentions(runner.model)
-    groups = {name: by_frequency(gate, attentions[name]) for name, gate in gates.items()}
+    groups = {name: _by_frequency(gate, attentions[name]) for name, gate in gates.items()}
     frequencies = next(iter(attentions.values())).frequencies
     figure, axes = plt.subplots(1, 3, figsize=(16, 2 + 0.35 * len(groups)), width_ratios=[1, 2, 2])
     axes[0].imshow(item['inputs'].numpy().transpose(1, 2, 0)[..., ::-1])
@@ -116,3 +115,57 @@ def draw_gates(runner: Runner, out: Path, index: int = 0) -> None:
     draw_gate_table(axes[1], 'mean gate', {name: group.mean(1) for name, group in groups.items()}, frequencies)
     draw_gate_table(axes[2], 'spread (std)', {name: group.std(1, correction=0) for name, group in groups.items()}, frequencies)
     write_figure(figure, out)
+
+
+def explain(model: nn.Module, batch: dict, top: int) -> tuple[DetDataSample, Tensor, dict[str, Tensor], dict[str, Tensor]]:
+    """Predict a batch of one image with a detector in eval mode, and take the gradients of its ``top`` best scores.
+
+    Returns the predictions; the Grad-CAM ``[H, W]`` of the last feature map; and by attention, ``[F]`` each, the mean gate of every
+    frequency and its part in the scores.
+    """
+    last: list[Tensor] = []
+    hook = model.backbone.register_forward_hook(lambda module, inputs, output: last.append(output[-1]))  # type: ignore[union-attr]
+    with torch.enable_grad(), hook, collect_gates(model) as gates:
+        (sample,) = model.test_step(batch)  # type: ignore[operator]
+        scores = sample.pred_instances.scores.topk(min(top, len(sample.pred_instances))).values
+        total = scores.sum() + 0 * last[0].sum()  # which has a gradient without predictions, too
+        to_last, *to_gates = torch.autograd.grad(total, [*last, *gates.values()], materialize_grads=True)
+    cam = F.relu((to_last.mean((2, 3), keepdim=True) * last[0]).sum(1))[0].detach().float().cpu()
+    attentions = find_attentions(model)
+    means = {name: _by_frequency(gate, attentions[name]).mean(1) for name, gate in gates.items()}
+    weighted = {name: gate * gradient for (name, gate), gradient in zip(gates.items(), to_gates, strict=True)}
+    parts = {name: _by_frequency(value, attentions[name]).sum(1) for name, value in weighted.items()}
+    return sample.detach(), cam, means, parts
+
+
+def draw_explanation(config: Path, checkpoint: Path, image: Path, out: Path, score: float, top: int, device: str) -> None:
+    """Draw to ``out`` the predictions from ``score`` on, and what explains the ``top`` best; print the frequencies that decide most."""
+    if not image.is_file():
+        raise UserError(f'there is no {image}')
+    try:
+        pixels = mmcv.imread(image, channel_order='rgb')
+    except cv2.error as error:
+        raise UserError(f'{image} cannot be decoded') from error
+    check_writable(out)
+    model: Any = open_detector(config, checkpoint, device)
+    if not (attentions := find_attentions(model)):
+        raise UserError(f'the model of {config} has no frequency channel attention')
+    sample, cam, means, parts = explain(model, load_image(model, image), top)
+    figure, axes = plt.subplots(2, 2, figsize=(15, 6 + 0.3 * len(means)), height_ratios=[5, 1 + 0.3 * len(means)])
+    _show_detections(axes[0, 0], sample, model.dataset_meta, score, truth=False)
+    height, width = sample.img_shape[:2]
+    padded = F.interpolate(cam[None, None], size=tuple(sample.batch_input_shape), mode='bilinear')
+    axes[0, 1].imshow(pixels)
+    axes[0, 1].imshow(F.interpolate(padded[..., :height, :width], size=pixels.shape[:2], mode='bilinear')[0, 0], cmap='jet', alpha=0.45)
+    axes[0, 1].set_title(f'Grad-CAM of the {top} best scores', fontsize=9)
+    for axis in axes[0]:
+        axis.axis('off')
+    frequencies = next(iter(attentions.values())).frequencies
+    limit = max(float(part.abs().max()) for part in parts.values()) or 1.0
+    draw_gate_table(axes[1, 0], 'mean gate', means, frequencies)
+    draw_gate_table(axes[1, 1], 'part in the scores', parts, frequencies, cmap='RdBu_r', vmin=-limit, vmax=limit)
+    write_figure(figure, out)
+    total = torch.stack(list(parts.values())).sum(0)
+    most = total.abs().argsort(descending=True)[:5].tolist()
+    named = ', '.join(f'({frequencies[i].u}, {frequencies[i].v}) {float(total[i]):+.3f}' for i in most)
+    print(f'{len(sample.pred_instances)} predictions; frequencies that decide most: {named}; wrote {out}')

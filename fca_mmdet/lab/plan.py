@@ -2,7 +2,7 @@
 
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +14,12 @@ from ..frequency import CANDIDATES
 
 PLAN_KEYS = {'seeds', 'baseline', 'options', 'data', 'singles', 'metric', 'runs'}
 RUN_KEYS = {'config', 'options', 'seeds', 'baseline', 'frequencies', 'best', 'selected_by', 'published'}
-CHOSEN = 'frequencies.json'
-"""The file that a selection writes: a list in the form that ``frequencies=`` takes, under that key."""
-SINGLE = 'single-'
-"""What the names of the runs of one frequency begin with."""
+CHOSEN = 'frequencies.json'  # what a selection writes: a list in the form that ``frequencies=`` takes, under that key
+SINGLE = 'single-'  # what the names of the runs of one frequency begin with
 
 
 def read_plan(path: Path) -> dict:
-    """Read a plan with what it takes from its base, check it, and put its singles among its runs.
-
-    Raises:
-        UserError: with a sentence on what is wrong.
-    """
+    """Read a plan with what it takes from its base, check it, and put its singles among its runs."""
     plan = _load_plan(path)
     if not isinstance(plan.get('runs'), dict) or not plan['runs']:
         raise UserError(f'{path} is no plan: it needs runs, each a name with a config')
@@ -56,7 +50,7 @@ def _load_plan(path: Path) -> dict:
     try:
         plan = yaml.safe_load(path.read_text())  # mmengine's load would run what a YAML file tells it to
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f'{path} is no plan: {flatten(error)}') from error
+        raise UserError(f'{path} is no plan: {" ".join(str(error).split())}') from error
     if not isinstance(plan, dict):
         raise UserError(f'{path} is no plan: it is a {type(plan).__name__}, not keys with values')
     base = _load_plan(path.parent / plan.pop('base')) if 'base' in plan else {}
@@ -64,25 +58,15 @@ def _load_plan(path: Path) -> dict:
 
 
 def merge_plans(folders: Sequence[Path]) -> dict:
-    """Merge the plans of several results: the first one's seeds, baseline and metric, and all runs, each with its baseline.
-
-    Raises:
-        UserError: a folder has no plan, or one that ``read_plan`` refuses.
-    """
+    """Merge the plans of several results: the first one's seeds, baseline and metric, and all runs, each with its baseline."""
     merged: dict[str, Any] = {'runs': {}}
-    for folder in folders:
-        path = folder / 'plan.yml'
+    for path in (folder / 'plan.yml' for folder in folders):
         if not path.exists():
             raise UserError(f'there is no {path}: give the folder that tools/experiment.py wrote')
         plan = read_plan(path)
         runs = {name: {'baseline': plan['baseline'], **run} for name, run in plan['runs'].items()}
         merged = {**plan, **merged, 'runs': {**merged['runs'], **runs, **merged['runs']}}
     return merged
-
-
-def flatten(error: Exception) -> str:
-    """Put an error's message into one line."""
-    return ' '.join(str(error).split())
 
 
 def shorten(names: Sequence[str], shown: int = 4) -> str:
@@ -102,11 +86,7 @@ def read_finished(out: Path, name: str) -> list[dict]:
 
 
 def choose_frequencies(run: dict, plan: dict, out: Path) -> Any:
-    """Find the frequencies of a plan's run, or None for those of its config.
-
-    Raises:
-        UserError: what they are chosen from has failed.
-    """
+    """Find the frequencies of a plan's run, or None for those of its config."""
     if 'best' in run:
         return rank_singles(plan, out)[: run['best']]
     if 'selected_by' in run:
@@ -118,31 +98,25 @@ def choose_frequencies(run: dict, plan: dict, out: Path) -> Any:
 
 
 def rank_singles(plan: dict, out: Path) -> list[list[int]]:
-    """Rank the 49 frequencies, the one that alone reaches the highest figure first (the first step of FcaNet-TS).
-
-    Raises:
-        UserError: one has no result.
-    """
-    scores = {}
-    for name, run in plan['runs'].items():
-        if name.startswith(SINGLE):
-            if (score := _mean_figure(plan, out, name)) is None:
-                why = 'its output.log says why; mend that and start again'
-                raise UserError(f'{name} has no result, so the singles cannot be ranked: {why}')
-            scores[tuple(run['frequencies'][0])] = score
-    return [list(pair) for pair in sorted(scores, key=lambda pair: -scores[pair])]
+    """Rank the 49 frequencies, the one that alone reaches the highest figure first (the first step of FcaNet-TS)."""
+    singles = [name for name in plan['runs'] if name.startswith(SINGLE)]
+    means = _mean_figures(singles, plan, out)
+    if failed := [name for name in singles if name not in means]:
+        why = 'its output.log says why; mend that and start again'
+        raise UserError(f'{failed[0]} has no result, so the singles cannot be ranked: {why}')
+    return [plan['runs'][name]['frequencies'][0] for name in sorted(singles, key=lambda name: -means[name])]
 
 
-def _mean_figure(plan: dict, out: Path, name: str) -> float | None:
-    """Average a run's finished seeds, in what the plan ranks by; None if it has none."""
-    figures = [row[plan.get('metric', 'bbox_mAP')] for row in read_finished(out, name)]
-    return statistics.mean(figures) if figures else None
+def _mean_figures(names: Iterable[str], plan: dict, out: Path) -> dict[str, float]:
+    """Average the finished seeds of each run that has some, in what the plan ranks by."""
+    figures = {name: [row[plan.get('metric', 'bbox_mAP')] for row in read_finished(out, name)] for name in names}
+    return {name: statistics.mean(values) for name, values in figures.items() if values}
 
 
 def write_chosen(plan: dict, out: Path) -> None:
     """Write ``frequencies.json``: the ranking of the singles, and from it the best k that reached the highest figure."""
     ranking = rank_singles(plan, out)
     sizes = {name: run['best'] for name, run in plan['runs'].items() if 'best' in run}
-    means = {name: mean for name in sizes if (mean := _mean_figure(plan, out, name)) is not None}
+    means = _mean_figures(sizes, plan, out)
     chosen = ranking[: sizes[max(means, key=lambda name: means[name])]] if means else ranking
     write_whole(out / CHOSEN, json.dumps(dict(metric=plan.get('metric', 'bbox_mAP'), ranking=ranking, frequencies=chosen)))

@@ -1,9 +1,9 @@
 """Plots of results. Each function named ``draw_...`` writes one figure to the file ``out``; ``ap_label`` is its name for AP."""
 
 import itertools
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import matplotlib
 
@@ -16,17 +16,12 @@ from matplotlib.transforms import Bbox
 from ..files import whole_file
 from ..frequency import SPECTRUM, Frequency
 
-BESIDE: dict[str, Any] = dict(fontsize=8, loc='center left', bbox_to_anchor=(1, 0.5))
-"""A legend at the right of its axes."""
-MARKED_POINTS = 20
-"""A curve of up to so many points shows them."""
-LEGEND_ROWS = 16
-"""That fit beside a figure."""
-LEADER_DISTANCE = 10
-"""A name that is further from its point, in points of 1/72 inch, gets a line to it."""
+BESIDE: dict[str, Any] = dict(fontsize=8, loc='center left', bbox_to_anchor=(1, 0.5))  # a legend at the right of its axes
+MARKED_POINTS = 20  # a curve of up to so many shows them
+LEGEND_ROWS = 16  # that fit beside a figure
+LEADER_DISTANCE = 10  # points of 1/72 inch; a name that is further from its point gets a line to it
 
-Color = tuple[float, float, float]
-Name = TypeVar('Name', str, int)
+PerSeed = Sequence[float]  # a number for each seed of a run
 
 
 def draw_curves(entries: Sequence[dict], out: Path) -> None:
@@ -38,8 +33,7 @@ def draw_curves(entries: Sequence[dict], out: Path) -> None:
         curves += [(right, f'coco/{kind}_mAP', label, dict(ls='-', marker='o'))]
         curves += [(right, f'coco/{kind}_mAP_50', f'{label}50', dict(ls='--', marker='o'))]
     for axis, key, label, style in curves:
-        points = [(entry['step'], entry[key]) for entry in entries if key in entry]
-        if points:
+        if points := [(entry['step'], entry[key]) for entry in entries if key in entry]:
             axis.plot(*zip(*points, strict=True), label=label, **style)
     left.set(xlabel='iteration', ylabel='loss', yscale='log')
     right.set(xlabel='iteration', ylabel='AP', ylim=(0, 1))
@@ -49,13 +43,8 @@ def draw_curves(entries: Sequence[dict], out: Path) -> None:
     write_figure(figure, out)
 
 
-def draw_ap_against_cost(
-    aps: Mapping[str, Sequence[float]], costs: Mapping[str, Mapping[str, Sequence[float]]], ap_label: str, out: Path
-) -> None:
-    """Draw a point for each run: mean AP against mean cost, with standard deviations over seeds; a panel for each cost.
-
-    ``aps`` has the AP of each run's seeds; ``costs``, by the label of a cost, that of each run: a number per seed, or one.
-    """
+def draw_ap_against_cost(aps: Mapping[str, PerSeed], costs: Mapping[str, Mapping[str, PerSeed]], ap_label: str, out: Path) -> None:
+    """Draw a point for each run: mean AP against mean cost, with standard deviations over seeds; a panel for each cost, by its label."""
     figure, axes = plt.subplots(1, len(costs), figsize=(6.5 * len(costs), 5), squeeze=False, sharey=True)
     colors = run_colors(aps)
     for axis, (label, cost) in zip(axes.flat, costs.items(), strict=True):
@@ -72,12 +61,9 @@ def draw_ap_against_cost(
 
 
 def draw_ap_against_frequencies(
-    families: Mapping[str, Mapping[int, Sequence[float]]], baseline: tuple[str, Sequence[float]], ap_label: str, out: Path
+    families: Mapping[str, Mapping[int, PerSeed]], baseline: tuple[str, PerSeed], ap_label: str, out: Path
 ) -> None:
-    """Draw AP against the number of frequencies, a line for each family of sets, with standard deviations over seeds.
-
-    ``families`` have the AP of the seeds by number of frequencies. The baseline, a name and the AP of its seeds, is a line across.
-    """
+    """Draw AP by number of frequencies, a line for each family of sets, and one across for the baseline; standard deviations over seeds."""
     figure, axis = plt.subplots(figsize=(7, 4.5))
     colors = run_colors(families)
     for index, (name, family) in enumerate(families.items()):
@@ -92,9 +78,8 @@ def draw_ap_against_frequencies(
         axis.axhspan(mean - width, mean + width, color='black', alpha=0.08, lw=0)
     axis.set_xscale('log', base=2)
     counts = sorted({count for family in families.values() for count in family})
-    axis.set_xticks(counts, list(map(str, counts)))
+    axis.set(xlabel='number of frequencies', ylabel=ap_label, xticks=counts, xticklabels=list(map(str, counts)))
     axis.minorticks_off()
-    axis.set(xlabel='number of frequencies', ylabel=ap_label)
     axis.grid(alpha=0.3)
     axis.legend(**BESIDE)
     write_figure(figure, out)
@@ -122,11 +107,7 @@ def draw_heat_map(aps: Mapping[Frequency, float], chosen: Sequence[Frequency], a
 
 
 def draw_seeds(
-    aps: Mapping[str, Mapping[int, float]],
-    baselines: Mapping[str, str],
-    intervals: Mapping[str, tuple[float, float]],
-    ap_label: str,
-    out: Path,
+    aps: Mapping[str, Mapping[int, float]], baselines: Mapping[str, str], intervals: Mapping[str, Sequence[float]], ap_label: str, out: Path
 ) -> None:
     """Draw a dot for each seed and run (left), and what each seed gains over the baseline's run of that seed (right).
 
@@ -153,10 +134,8 @@ def draw_seeds(
     for name, interval in intervals.items():
         right.fill_betweenx([names.index(name) - 0.36, names.index(name) + 0.36], *interval, color='black', alpha=0.12, lw=0)
     right.axvline(0, color='black', lw=0.8, ls='--')
-    left.set(xlabel=f'{ap_label}; bar: mean over seeds')
+    left.set(xlabel=f'{ap_label}; bar: mean over seeds', yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.4, -0.6))
     right.set(xlabel=f'minus that of {name_baseline(baselines)} with the same seed; band: 95 % interval')
-    left.set_yticks(range(len(names)), names)
-    left.set_ylim(len(names) - 0.4, -0.6)
     for axis in (left, right):
         axis.grid(alpha=0.3, axis='x')
     handles = [plt.Line2D([], [], marker='o', ls='', ms=4, color=colors[seed], label=f'seed {seed}') for seed in seeds]
@@ -213,12 +192,12 @@ def spread(values: Sequence[float]) -> float:
     return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
 
 
-def run_colors(names: Collection[Name]) -> dict[Name, Color]:
+def run_colors(names: Iterable) -> dict[Any, tuple[float, float, float]]:
     """Give each of some names a colour, all different up to ten."""
     return dict(zip(names, itertools.cycle(plt.colormaps['tab10'].colors), strict=False))  # type: ignore[attr-defined]
 
 
-def place_labels(figure: plt.Figure, axis: plt.Axes, points: Mapping[str, tuple[float, float]], colors: Mapping[str, Color]) -> None:
+def place_labels(figure: plt.Figure, axis: plt.Axes, points: Mapping[str, tuple[float, float]], colors: Mapping[str, Any]) -> None:
     """Write each point's name beside it, at the nearest place that covers neither another name nor a point."""
     figure.tight_layout()  # as it will be written: places depend on it
     frame, unit = axis.get_window_extent(), figure.dpi / 72

@@ -52,11 +52,7 @@ def record(base: Setting, repeats: int, found: Found, save: Callable[[Found], No
 
 
 def read_record(out: Path, device: str) -> Found:
-    """Read what an interrupted run has measured; nothing if there is no file.
-
-    Raises:
-        UserError: another machine, or other versions, made it.
-    """
+    """Read what an interrupted run has measured, on the same machine with the same versions; nothing if there is no file."""
     found = json.loads(out.read_text()) if out.exists() else {}
     if found and found['machine'] != machine(device):
         raise UserError(f'{out} is the record of another machine, {found["machine"]}: name another file with --out, or delete it')

@@ -37,17 +37,16 @@ def write_report(results: Sequence[Path], out: Path | None = None) -> None:
 def render(report: dict, figures: Mapping[str, str]) -> str:
     """Write the report as Markdown; ``figures`` are titles by file."""
     states = report['states']
-    total = sum(map(len, states.values()))
     versions = ', '.join(f'{column} {" and ".join(report[column])}' for column in VERSIONS)
-    parts = ['# Report', f'{versions}, on {" and ".join(report["device"])}.']
-    unfinished = [f'{len(runs)} {state}' for state, runs in states.items() if runs and state != 'finished']
-    parts.append(f'{len(states["finished"])} of {total} runs finished{"".join(f", {part}" for part in unfinished)}.')
-    parts += [f'{state.capitalize()}: {shorten(runs, 20)}.' for state, runs in states.items() if runs and state != 'finished']
+    unfinished = {state: runs for state, runs in states.items() if runs and state != 'finished'}
+    total, left = sum(map(len, states.values())), ''.join(f', {len(runs)} {state}' for state, runs in unfinished.items())
+    parts = ['# Report', f'{versions}, on {" and ".join(report["device"])}.', f'{len(states["finished"])} of {total} runs finished{left}.']
+    parts += [f'{state.capitalize()}: {shorten(runs, 20)}.' for state, runs in unfinished.items()]
     parts += [f'**Warning:** {obstacle}.' for obstacle in report['obstacles']]
-    parts += ['## Results', *render_runs(report['runs'])]
+    parts += ['## Results', *_render_runs(report['runs'])]
     for metric, tables in report['differences'].items():
         for baseline, rows in tables.items():
-            parts += [f'## {AP_LABELS[metric][0].upper()}{AP_LABELS[metric][1:]} minus that of {baseline}', render_differences(rows)]
+            parts += [f'## {AP_LABELS[metric][0].upper()}{AP_LABELS[metric][1:]} minus that of {baseline}', _render_differences(rows)]
     if any(report['differences'].values()):
         parts.append(
             f'Differences of 100 x AP between runs of the same seed: mean and {100 * CONFIDENCE:.0f} % t interval. p is of a paired t test'
@@ -56,26 +55,27 @@ def render(report: dict, figures: Mapping[str, str]) -> str:
     for baseline in sorted({run['baseline'] for run in report['runs'].values()} - report['runs'].keys()):
         parts.append(f'The baseline {baseline} has not finished, so there are no differences to it.')
     if report['singles']:
-        parts += ['## Each frequency alone', render_singles(report)]
+        parts += ['## Each frequency alone', _render_singles(report)]
     parts += [f'![{title}]({file})' for file, title in figures.items()]
     return '\n\n'.join(parts) + '\n'
 
 
-def render_runs(runs: Mapping[str, dict]) -> list[str]:
+def _render_runs(runs: Mapping[str, dict]) -> list[str]:
     """Write the main table, and below it what it shows, and where published values and chosen frequencies come from."""
     shown = [metric for metric in COLUMNS if any(run['figures'].get(metric, {}).get('n') for run in runs.values())]
     published = any(run['published'] for run in runs.values())
     lines, sources = [], []
     for name, run in runs.items():
-        cells = [show_spread(run['figures'][metric]) for metric in shown]
-        relative = '1' if name == run['baseline'] else show_spread(run['relative_time'], 1, 2)
+        cells = [_show_spread(run['figures'][metric]) for metric in shown]
+        relative = '1' if name == run['baseline'] else _show_spread(run['relative_time'], 1, 2)
         lines.append([name, str(len(run['seeds'])), *cells, f'{run["parameters"] / 1e6:.3f}', relative])
-        figures = {PUBLISHED_LABELS.get(metric, metric): value for metric, value in (run['published'] or {}).items() if metric != 'source'}
+        figures = dict(run['published'] or {})
+        source = figures.pop('source', 'no source given')
         if published:
-            said = ', '.join(f'{label} {100 * value:.1f}' for label, value in figures.items())
+            said = ', '.join(f'{PUBLISHED_LABELS.get(metric, metric)} {100 * value:.1f}' for metric, value in figures.items())
             lines[-1].append(said and f'{said} (published)')
         if run['published']:
-            sources.append(f'Published for {name}: {run["published"].get("source", "no source given")}. Not measured here.')
+            sources.append(f'Published for {name}: {source}. Not measured here.')
         if run['chosen']:
             sources.append(f'Frequencies of {name}: {" ".join(f"{u}{v}" for u, v in run["frequencies"])}.')
     base = plots.name_baseline({name: run['baseline'] for name, run in runs.items()})
@@ -84,55 +84,43 @@ def render_runs(runs: Mapping[str, dict]) -> list[str]:
         notes.append(f'One seed, so no spread: {", ".join(alone)}.')
     if any(run['figures'][metric]['n'] == 0 for run in runs.values() for metric in shown):
         notes.append(f"'{NONE}' stands where COCO has no such objects, or the detector no masks.")
-    labels = [COLUMNS[metric] for metric in shown]
-    header = ['run', 'seeds', *labels, 'parameters, M', 's/iteration, relative', *['published'] * published]
-    return [render_table(header, lines), '\n'.join(f'- {note}' for note in [*notes, *sources])]
+    header = ['run', 'seeds', *(COLUMNS[metric] for metric in shown), 'parameters, M', 's/iteration, relative', *['published'] * published]
+    return [_render_table(header, lines), '\n'.join(f'- {note}' for note in [*notes, *sources])]
 
 
-def render_differences(rows: Mapping[str, dict]) -> str:
-    """Write the differences of one AP."""
+def _render_differences(rows: Mapping[str, dict]) -> str:
     header = ['run', 'seeds', 'difference', f'{100 * CONFIDENCE:.0f} % interval', 'seeds above', 'p', 'p, Holm']
     lines = []
     for name, row in rows.items():
         mean = NONE if row['mean'] is None else f'{100 * row["mean"]:+.2f}'
-        interval = ' to '.join(f'{100 * end:+.2f}' for end in row['interval']) if row['interval'] else f'{NONE}: {row["n"]} seeds in common'
-        interval = interval.replace('1 seeds', '1 seed')
-        cells = [show_p(row['p']), show_p(row['p_holm'])]
-        lines.append([name, str(row['n']), mean, interval, f'{row["above"]} of {row["n"]}', *cells])
-    return render_table(header, lines)
+        common = f'{NONE}: {row["n"]} seed{"s" * (row["n"] != 1)} in common'
+        interval = ' to '.join(f'{100 * end:+.2f}' for end in row['interval']) if row['interval'] else common
+        ps = [NONE if p is None else '< 0.001' if p < 0.001 else f'{p:.3f}' for p in (row['p'], row['p_holm'])]
+        lines.append([name, str(row['n']), mean, interval, f'{row["above"]} of {row["n"]}', *ps])
+    return _render_table(header, lines)
 
 
-def render_singles(report: dict) -> str:
-    """Write the table of AP by (u, v)."""
+def _render_singles(report: dict) -> str:
     singles, missing = report['singles'], summarize([])
-    lines = [[f'u = {u}', *(show_spread(singles.get(f'{u}{v}', missing)) for v in range(SPECTRUM))] for u in range(SPECTRUM)]
-    over = show_spread(summarize(single['mean'] for single in singles.values()))
+    lines = [[f'u = {u}', *(_show_spread(singles.get(f'{u}{v}', missing)) for v in range(SPECTRUM))] for u in range(SPECTRUM)]
+    over = _show_spread(summarize(single['mean'] for single in singles.values()))
     said = f'100 x {AP_LABELS.get(report["metric"], report["metric"])}; u along the height, v along the width. Over them {over}.'
     if report['chosen']:
         said += f' Chosen: {" ".join(f"{u}{v}" for u, v in report["chosen"])}.'
-    return f'{render_table(["", *(f"v = {v}" for v in range(SPECTRUM))], lines)}\n\n{said}'
+    return f'{_render_table(["", *(f"v = {v}" for v in range(SPECTRUM))], lines)}\n\n{said}'
 
 
-def show_spread(summary: dict, scale: float = 100, digits: int = 1) -> str:
-    """Show mean and spread, the mean of one seed alone, or that there is none."""
-    if summary['mean'] is None:
-        return NONE
-    spread = '' if summary['std'] is None else f' ± {scale * summary["std"]:.{digits}f}'
-    return f'{scale * summary["mean"]:.{digits}f}{spread}'
+def _show_spread(summary: dict, scale: float = 100, digits: int = 1) -> str:
+    numbers = [summary[key] for key in ('mean', 'std') if summary[key] is not None]
+    return ' ± '.join(f'{scale * number:.{digits}f}' for number in numbers) or NONE
 
 
-def show_p(p: float | None) -> str:
-    """Show a p-value, to three digits."""
-    return NONE if p is None else '< 0.001' if p < 0.001 else f'{p:.3f}'
-
-
-def render_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+def _render_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     """Write a Markdown table that is a table in a terminal too."""
     widths = [max(map(len, column)) for column in zip(header, *lines, strict=True)]
     rule = ['-' * width for width in widths]
-    return '\n'.join(
-        '| ' + ' | '.join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + ' |' for line in (header, rule, *lines)
-    )
+    padded = ' | '.join(f'{{:{width}}}' for width in widths)
+    return '\n'.join(f'| {padded.format(*line)} |' for line in (header, rule, *lines))
 
 
 def draw(report: dict, rows: pd.DataFrame, folders: Sequence[Path], out: Path) -> dict[str, str]:
@@ -141,11 +129,11 @@ def draw(report: dict, rows: pd.DataFrame, folders: Sequence[Path], out: Path) -
     baselines = {name: run['baseline'] for name, run in runs.items()}
     label = f'100 x {AP_LABELS.get(metric, metric)}'
     by_name = {name: mine.set_index(mine['seed'].astype(int)) for name, mine in rows.groupby('name')}
-    aps = {name: (100 * by_name[name][metric]).dropna().to_dict() for name in runs if by_name[name][metric].notna().any()}
+    aps = {name: ap for name in runs if (ap := (100 * by_name[name][metric]).dropna().to_dict())}
     drawn = {}
     if aps:
         intervals = {
-            name: tuple(100 * end for end in row['interval'])
+            name: [100 * end for end in row['interval']]
             for table in report['differences'].get(metric, {}).values()
             for name, row in table.items()
             if row['interval']
@@ -153,13 +141,11 @@ def draw(report: dict, rows: pd.DataFrame, folders: Sequence[Path], out: Path) -
         plots.draw_seeds(aps, baselines, intervals, label, out / 'seeds.png')
         drawn['seeds.png'] = 'AP by seed'
         values = {name: list(mine.values()) for name, mine in aps.items()}
-        costs = {
-            f'training time per iteration, relative to {plots.name_baseline(baselines)}': {
-                name: list(by_name[name]['relative_time'].dropna()) for name in aps
-            },
-            'parameters, M': {name: [runs[name]['parameters'] / 1e6] for name in aps},
-        }
-        plots.draw_ap_against_cost(values, {name: cost for name, cost in costs.items() if any(cost.values())}, label, out / 'ap_cost.png')
+        costs = {'parameters, M': {name: [runs[name]['parameters'] / 1e6] for name in aps}}
+        times = {name: list(by_name[name]['relative_time'].dropna()) for name in aps}
+        if any(times.values()):
+            costs = {f'training time per iteration, relative to {plots.name_baseline(baselines)}': times, **costs}
+        plots.draw_ap_against_cost(values, costs, label, out / 'ap_cost.png')
         drawn['ap_cost.png'] = 'AP against cost'
         families = group_families({name: runs[name]['frequencies'] for name in aps}, values)
         if any(len(family) > 1 for family in families.values()):

@@ -10,36 +10,19 @@ import pandas as pd
 from scipy import stats
 
 from ..errors import UserError
-from .plan import CHOSEN, SINGLE, flatten, is_decided, merge_plans, shorten
+from .plan import CHOSEN, SINGLE, is_decided, merge_plans, shorten
 
 VERSIONS = ('fca_mmdet', 'torch', 'mmdet', 'mmengine', 'mmcv', 'python')
 TEXT = ('name', 'digest', 'config', 'frequencies', 'device', *VERSIONS)
 NUMBERS = ('seed', 'iterations', 'seconds_per_iteration', 'parameters', 'bbox_mAP', 'bbox_mAP_50', 'bbox_mAP_75')
-OPTIONAL = ('config', 'frequencies')
-"""Columns of the results; of optional ones a cell may be empty."""
+OPTIONAL = ('config', 'frequencies')  # columns in which a cell may be empty
 AP_LABELS = {'bbox_mAP': 'box AP', 'segm_mAP': 'mask AP'}
 CONFIDENCE = 0.95
-FAILED_TAIL = 1500
-"""Characters at the end of a run's output in which a traceback says that it failed."""
+FAILED_TAIL = 1500  # characters at the end of a run's output in which a traceback says that it failed
 
 
-def read_results(folders: Sequence[Path]) -> pd.DataFrame:
-    """Read the finished runs of all folders, a row for each; what COCO gives as -1, having no such objects, is NaN.
-
-    Raises:
-        UserError: no results, an incomplete or unreadable row, or a run that is there twice.
-    """
-    rows = pd.concat([read_table(folder / 'results.csv') for folder in folders], ignore_index=True)
-    for _, twice in rows[rows.duplicated(['name', 'seed'])].iterrows():
-        where = ', '.join(map(str, folders))
-        raise UserError(f'{twice["name"]} with seed {twice["seed"]:.0f} is there twice in {where}: leave one out')
-    metrics = list_metrics(rows)
-    rows[metrics] = rows[metrics].where(rows[metrics] >= 0)
-    return rows
-
-
-def read_table(path: Path) -> pd.DataFrame:
-    """Read one ``results.csv`` as text and numbers, and check it."""
+def _read_table(path: Path) -> pd.DataFrame:
+    """Read a folder's finished runs, a row for each; what COCO gives as -1, having no such objects, is NaN."""
     try:
         # Read as text: a digest such as 12e45678 is not a number, and a run may be called NA.
         table = pd.read_csv(path, dtype=str, keep_default_na=False, na_values=[''])
@@ -48,12 +31,13 @@ def read_table(path: Path) -> pd.DataFrame:
     except pd.errors.EmptyDataError:
         table = pd.DataFrame()
     except (OSError, ValueError) as error:  # pandas' own errors are ValueErrors
-        raise UserError(f'{path} cannot be read: {flatten(error)}') from error
+        raise UserError(f'{path} cannot be read: {" ".join(str(error).split())}') from error
     if table.empty:
         raise UserError(f'{path} is empty: no run has finished; tools/experiment.py goes on with what was begun')
     if absent := [column for column in (*TEXT, *NUMBERS) if column not in table]:
         raise UserError(f'{path} has no column {", ".join(absent)}: let tools/experiment.py write it again')
-    for column in dict.fromkeys((*NUMBERS, *list_metrics(table))):
+    metrics = _list_metrics(table)
+    for column in dict.fromkeys((*NUMBERS, *metrics)):
         numbers = pd.to_numeric(table[column], errors='coerce')
         for line in np.flatnonzero(numbers.isna() & table[column].notna()):
             raise UserError(f'{path}, line {line + 2}: {column} is {table[column][line]!r}, and must be a number')
@@ -61,11 +45,11 @@ def read_table(path: Path) -> pd.DataFrame:
     for column in (*TEXT, *NUMBERS):
         if column not in OPTIONAL and (empty := np.flatnonzero(table[column].isna())).size:
             raise UserError(f'{path}, line {empty[0] + 2}, has no {column}: let tools/experiment.py write it again, or take the line out')
+    table[metrics] = table[metrics].where(table[metrics] >= 0)
     return table
 
 
-def list_metrics(table: pd.DataFrame) -> list[str]:
-    """List the columns that are COCO figures."""
+def _list_metrics(table: pd.DataFrame) -> list[str]:
     return [column for column in table if column.startswith(('bbox_', 'segm_'))]
 
 
@@ -82,7 +66,7 @@ def summarize(values: Iterable[float]) -> dict:
     return dict(n=len(series), mean=float(series.mean()) if len(series) else None, std=float(series.std()) if len(series) > 1 else None)
 
 
-def compare(rows: pd.DataFrame, name: str, baseline: str, metric: str) -> dict:
+def _compare(rows: pd.DataFrame, name: str, baseline: str, metric: str) -> dict:
     """Compare a run with its baseline over the seeds that both have: mean difference, t interval, seeds above, p of a paired t test.
 
     An interval needs two seeds, and differences that are all the same have no p.
@@ -109,19 +93,18 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     return dict(zip(names, itertools.accumulate(scaled, max), strict=True))
 
 
-def collect_states(plan: dict, rows: pd.DataFrame, folders: Sequence[Path]) -> dict[str, list[str]]:
+def _collect_states(plan: dict, rows: pd.DataFrame, folders: Sequence[Path]) -> dict[str, list[str]]:
     """Sort the runs by what became of them: ``finished``, ``failed`` and ``begun`` as their folders say, and those ``not begun``."""
-    finished = {(name, int(seed)) for name, seed in zip(rows['name'], rows['seed'], strict=True)}
     states: dict[str, list[str]] = {'finished': [], 'failed': [], 'begun, not finished': [], 'not begun': []}
     for name, run in plan['runs'].items():
+        finished = set(rows.loc[rows['name'] == name, 'seed'])
         written = {int(path.name[5:]) for folder in folders for path in (folder / name).glob('seed-*') if path.name[5:].isdigit()}
-        expected = written or set(range(run.get('seeds', plan.get('seeds', 1))))
-        for seed in sorted(expected | {seed for other, seed in finished if other == name}):
+        for seed in sorted(finished | (written or set(range(run.get('seeds', plan.get('seeds', 1)))))):
             logs = [log for folder in folders if (log := folder / name / f'seed-{seed}' / 'output.log').exists()]
             tails = [log.read_text(errors='replace')[-FAILED_TAIL:] for log in logs]
             failures = [tail.strip().splitlines()[-1] for tail in tails if 'Traceback (most recent call last)' in tail]
             title = f'{name} seed {seed}'
-            if (name, seed) in finished:
+            if seed in finished:
                 states['finished'].append(title)
             elif failures:
                 states['failed'].append(f'{title} ({failures[0][:200]})')
@@ -130,7 +113,7 @@ def collect_states(plan: dict, rows: pd.DataFrame, folders: Sequence[Path]) -> d
     return states
 
 
-def find_obstacles(rows: pd.DataFrame, baselines: Mapping[str, str]) -> list[str]:
+def _find_obstacles(rows: pd.DataFrame, baselines: Mapping[str, str]) -> list[str]:
     """Say why rows of one baseline, or the singles, cannot be compared: other versions or lengths, or other configs between seeds."""
     obstacles = []
     for _, part in rows.groupby(rows['name'].map(baselines).fillna(SINGLE), sort=False):
@@ -138,8 +121,7 @@ def find_obstacles(rows: pd.DataFrame, baselines: Mapping[str, str]) -> list[str
             sides = part.groupby(column, sort=False)['name'].unique()
             if len(sides) > 1:
                 what = 'times' if column == 'device' else 'rows'
-                said = [f'{value:.0f}' if column == 'iterations' else value for value in sides.index]
-                listed = '; '.join(f'{value} ({shorten(names)})' for value, names in zip(said, sides, strict=True))
+                listed = '; '.join(f'{value} ({shorten(names)})' for value, names in sides.items())
                 obstacles.append(f'{column} differs, so {what} are not comparable: {listed}')
     for name, digests in rows.groupby('name', sort=False)['digest'].unique().items():
         if len(digests) > 1:
@@ -147,8 +129,7 @@ def find_obstacles(rows: pd.DataFrame, baselines: Mapping[str, str]) -> list[str
     return obstacles
 
 
-def summarize_runs(plan: dict, rows: pd.DataFrame, baselines: Mapping[str, str]) -> dict[str, dict]:
-    """Collect the numbers of each run: what it is, and its figures over seeds."""
+def _summarize_runs(plan: dict, rows: pd.DataFrame, baselines: Mapping[str, str]) -> dict[str, dict]:
     runs = {}
     for name, baseline in baselines.items():
         mine, entry = rows[rows['name'] == name], plan['runs'].get(name, {})
@@ -156,10 +137,10 @@ def summarize_runs(plan: dict, rows: pd.DataFrame, baselines: Mapping[str, str])
             baseline=baseline,
             config=next(iter(mine['config'].dropna()), None),
             frequencies=json.loads(mine['frequencies'].iloc[0]) if mine['frequencies'].notna().all() else None,
-            seeds=[int(seed) for seed in mine['seed']],
+            seeds=mine['seed'].astype(int).tolist(),
             iterations=int(mine['iterations'].iloc[0]),
             parameters=int(mine['parameters'].iloc[0]),
-            figures={metric: summarize(mine[metric]) for metric in list_metrics(rows)},
+            figures={metric: summarize(mine[metric]) for metric in _list_metrics(rows)},
             seconds_per_iteration=summarize(mine['seconds_per_iteration']),
             relative_time=summarize(mine['relative_time']),
             published=entry.get('published'),
@@ -168,11 +149,11 @@ def summarize_runs(plan: dict, rows: pd.DataFrame, baselines: Mapping[str, str])
     return runs
 
 
-def compare_runs(rows: pd.DataFrame, baselines: Mapping[str, str]) -> dict[str, dict]:
+def _compare_runs(rows: pd.DataFrame, baselines: Mapping[str, str]) -> dict[str, dict]:
     """Compare each run with its baseline: a table of each AP for each baseline, whose p-values are adjusted for its rows."""
     tables: dict[str, dict] = {metric: {} for metric in AP_LABELS if metric in rows and rows[metric].notna().any()}
     for metric, baseline in itertools.product(tables, dict.fromkeys(baselines.values())):
-        found = {name: compare(rows, name, baseline, metric) for name in baselines if baselines[name] == baseline != name}
+        found = {name: _compare(rows, name, baseline, metric) for name in baselines if baselines[name] == baseline != name}
         if found and baseline in baselines:
             adjusted = holm({name: row['p'] for name, row in found.items() if row['p'] is not None})
             tables[metric][baseline] = {name: {**row, 'p_holm': adjusted.get(name)} for name, row in found.items()}
@@ -180,14 +161,13 @@ def compare_runs(rows: pd.DataFrame, baselines: Mapping[str, str]) -> dict[str, 
 
 
 def evaluate(folders: Sequence[Path]) -> tuple[dict, pd.DataFrame]:
-    """Compute all numbers of a report, as report.json has them, and the rows that they are of. APs are as COCO gives them, 0 to 1.
-
-    Raises:
-        UserError: a plan or results that cannot be read, or a metric that the results do not have.
-    """
-    plan, rows = merge_plans(folders), read_results(folders)
+    """Compute all numbers of a report, as report.json has them, and the rows that they are of. APs are as COCO gives them, 0 to 1."""
+    plan = merge_plans(folders)
+    rows = pd.concat([_read_table(folder / 'results.csv') for folder in folders], ignore_index=True)
+    for _, twice in rows[rows.duplicated(['name', 'seed'])].iterrows():
+        raise UserError(f'{twice["name"]} with seed {twice["seed"]:.0f} is there twice in {", ".join(map(str, folders))}: leave one out')
     metric = plan.get('metric', 'bbox_mAP')
-    if metric not in (metrics := list_metrics(rows)):
+    if metric not in (metrics := _list_metrics(rows)):
         raise UserError(f'the metric {metric} of the plan is none of the results: make it one of {", ".join(metrics)}')
     known = set(rows['name'])
     names = [name for name in [*plan['runs'], *sorted(known - plan['runs'].keys())] if name in known and not name.startswith(SINGLE)]
@@ -201,10 +181,10 @@ def evaluate(folders: Sequence[Path]) -> tuple[dict, pd.DataFrame]:
         metric=metric,
         confidence=CONFIDENCE,
         **{column: list(rows[column].unique()) for column in (*VERSIONS, 'device')},
-        states=collect_states(plan, rows, folders),
-        obstacles=find_obstacles(rows, baselines),
-        runs=summarize_runs(plan, rows, baselines),
-        differences=compare_runs(rows, baselines),
+        states=_collect_states(plan, rows, folders),
+        obstacles=_find_obstacles(rows, baselines),
+        runs=_summarize_runs(plan, rows, baselines),
+        differences=_compare_runs(rows, baselines),
         singles={name.removeprefix(SINGLE): summarize(mine[metric]) for name, mine in singles.groupby('name')},
         chosen=chosen.get('frequencies', []),
     )

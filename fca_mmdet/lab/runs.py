@@ -42,15 +42,8 @@ class Run:
     name: str
     seed: int
     folder: Path
-    facts: dict[str, Any] = field(hash=False)
-    """What the results say of it beside what it measures; ``digest`` is that of its config."""
-    schedule: dict[str, Any] = field(compare=False)
-    """The config's ``train_cfg``."""
-
-    @property
-    def config(self) -> Path:
-        """Its config, complete."""
-        return self.folder / 'config.py'
+    facts: dict[str, Any] = field(hash=False)  # what the results say of it beside what it measures; ``digest`` is that of its config
+    schedule: dict[str, Any] = field(compare=False)  # the config's ``train_cfg``
 
     @property
     def result(self) -> Path:
@@ -62,9 +55,6 @@ def write_configs(names: Sequence[str], plan: dict, out: Path, data: Path | None
     """Write the config of each of some runs of a plan, with each seed, and check that what lies there is of the same.
 
     ``data`` is a COCO-format folder in place of the configs' own, ``options`` and ``seeds`` are in place of the plan's.
-
-    Raises:
-        UserError: no such config, no such model, or a run of another config lies in the folder.
     """
     classes = read_classes(data) if data else []
     runs = []
@@ -76,7 +66,7 @@ def write_configs(names: Sequence[str], plan: dict, out: Path, data: Path | None
             if data:
                 adapt_config(base, data, classes)
             merged = {**plan.get('options', {}), **entry.get('options', {}), **options}
-            base.merge_from_dict({key: as_tuple(value) for key, value in merged.items()})
+            base.merge_from_dict({key: _as_tuple(value) for key, value in merged.items()})
             if frequencies is not None:
                 base.model.backbone.frequencies = frequencies
             model = build_detector(base)
@@ -84,7 +74,7 @@ def write_configs(names: Sequence[str], plan: dict, out: Path, data: Path | None
             raise UserError(f'the run {name}: {error}') from error
         for evaluator in (base.val_evaluator, base.test_evaluator):
             evaluator.metric_items = METRIC_ITEMS
-        make_resumable(base)
+        _make_resumable(base)
         digest = hashlib.sha256(base.pretty_text.encode()).hexdigest()[:12]
         facts = dict(
             digest=digest,
@@ -95,25 +85,23 @@ def write_configs(names: Sequence[str], plan: dict, out: Path, data: Path | None
         for seed in range(seeds or entry.get('seeds', plan.get('seeds', 1))):
             run = Run(name, seed, out / name / f'seed-{seed}', facts, base.train_cfg.to_dict())
             known = run.folder / 'digest'
-            if known.exists() and known.read_text() != digest:
-                raise UserError(
-                    f'{run.folder} holds a run of another config ({known.read_text()}, not {digest}): name another --out, or remove it'
-                )
+            found = known.read_text() if known.exists() else digest
+            if found != digest:
+                raise UserError(f'{run.folder} holds a run of another config ({found}, not {digest}): name another --out, or remove it')
             cfg = base.copy()
             cfg.merge_from_dict({'randomness.seed': seed, 'work_dir': str(run.folder)})
-            run.folder.mkdir(parents=True, exist_ok=True)
-            cfg.dump(run.config)
             write_whole(known, digest)
+            cfg.dump(run.folder / 'config.py')
             runs.append(run)
     return runs
 
 
-def as_tuple(value: Any) -> Any:
+def _as_tuple(value: Any) -> Any:
     """Turn a list of numbers into the tuple that mmcv's transforms insist on, and YAML has no word for."""
     return tuple(value) if isinstance(value, list) and all(isinstance(item, int | float) for item in value) else value
 
 
-def make_resumable(cfg: Config) -> None:
+def _make_resumable(cfg: Config) -> None:
     """Let an interrupted run end as an uninterrupted one would (``fca_mmdet/training/resume.py``)."""
     hook = cfg.default_hooks.checkpoint
     hook.type = 'mmdet.ResumableCheckpointHook'
@@ -124,8 +112,8 @@ def make_resumable(cfg: Config) -> None:
         sampler.type = f'mmdet.Resumable{sampler.type}'
 
 
-def train_once(run: Run, environment: dict[str, str]) -> dict:
-    """Train and evaluate in a process of its own, with some more variables in its environment, going on from the last checkpoint.
+def train_once(run: Run, variables: dict[str, str]) -> dict:
+    """Train and evaluate in a process of its own, with ``variables`` added to its environment, going on from the last checkpoint.
 
     Returns the row of the results; or name, seed and ``error``.
     """
@@ -136,11 +124,9 @@ def train_once(run: Run, environment: dict[str, str]) -> dict:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return dict(name=run.name, seed=run.seed, error='another process is at it: wait for that one, then start again')
-        command = [sys.executable, str(TRAIN), str(run.config), '--resume', '--work-dir', str(run.folder)]
+        command = [sys.executable, str(TRAIN), str(run.folder / 'config.py'), '--resume', '--work-dir', str(run.folder)]
         # The training inherits the lock, so that one that outlives this command is not started a second time.
-        process = subprocess.Popen(
-            command, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, **environment}, pass_fds=[lock.fileno()]
-        )
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, **variables}, pass_fds=[lock.fileno()])
         try:
             _, status, usage = os.wait4(process.pid, 0)
             process.returncode = os.waitstatus_to_exitcode(status)
@@ -156,14 +142,13 @@ def train_once(run: Run, environment: dict[str, str]) -> dict:
 
 def is_running(run: Run) -> bool:
     """Tell whether a process holds the run's lock."""
-    lock = run.folder / 'lock'
-    if not lock.exists():
+    try:
+        with open(run.folder / 'lock') as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
         return False
-    with open(lock) as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
+    except BlockingIOError:
+        return True
     return False
 
 
@@ -192,8 +177,7 @@ def read_result(run: Run) -> dict:
 
 def fraction_done(run: Run) -> float:
     """Compute how much of a run is in its log, 0 to 1."""
-    steps = read_steps(run.folder)
-    if not steps:
+    if not (steps := read_steps(run.folder)):
         return 0.0
     if run.schedule.get('max_iters'):
         return steps[-1]['step'] / run.schedule['max_iters']

@@ -54,10 +54,9 @@ def make_image(rng: np.random.Generator) -> tuple[np.ndarray, list[tuple[int, np
         mask = outline_mask(rng, CLASSES[names[category]][0], centre, radius)
         kept = [(other, area & ~mask) for other, area in shapes]
         hidden = any(new.sum() < LEAST_VISIBLE * old.sum() for (_, new), (_, old) in zip(kept, shapes, strict=True))
-        if mask.sum() < 150 or hidden:
-            continue
-        shapes = [*kept, (category, mask)]
-        centres.append(centre)
+        if mask.sum() >= 150 and not hidden:
+            shapes = [*kept, (category, mask)]
+            centres.append(centre)
     blots = rng.uniform(80, 170, (5, 5, 3)).astype(np.float32)
     image = cv2.resize(blots, (SIZE, SIZE), interpolation=cv2.INTER_CUBIC).astype(float)
     for category, mask in shapes:
@@ -65,20 +64,6 @@ def make_image(rng: np.random.Generator) -> tuple[np.ndarray, list[tuple[int, np
         image[mask] = stripes(rng, rng.uniform(*TEXTURES[textures[rng.integers(len(textures))]]), mask)
     image = np.clip(image + rng.normal(0, 6, image.shape), 0, 255).astype(np.uint8)
     return image, [(category + 1, mask) for category, mask in shapes]
-
-
-def annotation(identity: int, image_id: int, category_id: int, mask: np.ndarray) -> dict:
-    """Make one COCO annotation, with an RLE mask."""
-    rle = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
-    return {
-        'id': identity,
-        'image_id': image_id,
-        'category_id': category_id,
-        'iscrowd': 0,
-        'area': float(coco_mask.area(rle)),
-        'bbox': coco_mask.toBbox(rle).tolist(),
-        'segmentation': {'size': list(rle['size']), 'counts': rle['counts'].decode()},
-    }
 
 
 def make_shapes(out: Path, train: int = 600, val: int = 80, seed: int = 0) -> None:
@@ -96,10 +81,15 @@ def make_shapes(out: Path, train: int = 600, val: int = 80, seed: int = 0) -> No
             image, instances = make_image(np.random.default_rng([seed, split, index]))
             file_name = f'{name}_{index:04}.png'
             (part / 'images' / file_name).write_bytes(cv2.imencode('.png', image)[1].tobytes())  # imwrite is silent on a full disk
-            images.append({'id': index, 'file_name': file_name, 'width': SIZE, 'height': SIZE})
-            annotations += [annotation(len(annotations) + k, index, *instance) for k, instance in enumerate(instances, start=1)]
-        categories = [{'id': k, 'name': name, 'supercategory': 'shape'} for k, name in enumerate(CLASSES, start=1)]
-        info = {'description': f'textured shapes, seed {seed}', 'version': '1'}
-        content = {'info': info, 'licenses': [], 'categories': categories, 'images': images, 'annotations': annotations}
+            images.append(dict(id=index, file_name=file_name, width=SIZE, height=SIZE))
+            for category, mask in instances:
+                rle = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+                numbers = dict(id=len(annotations) + 1, image_id=index, category_id=category, iscrowd=0)
+                extent = dict(area=float(coco_mask.area(rle)), bbox=coco_mask.toBbox(rle).tolist())
+                segmentation = dict(size=list(rle['size']), counts=rle['counts'].decode())
+                annotations.append(numbers | extent | dict(segmentation=segmentation))
+        categories = [dict(id=k, name=name, supercategory='shape') for k, name in enumerate(CLASSES, start=1)]
+        info = dict(description=f'textured shapes, seed {seed}', version='1')
+        content = dict(info=info, licenses=[], categories=categories, images=images, annotations=annotations)
         (part / 'annotations' / f'{name}.json').write_text(json.dumps(content))
     part.rename(out)

@@ -2,7 +2,6 @@
 
 import json
 import multiprocessing
-import statistics
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -25,7 +24,7 @@ BACKBONES = {'ResNet': 'ResNet', '+ FCA': 'FcaResNet'}
 CLASSES = 3
 SIDES = (64, 160)
 """Pixels, of each side of each image; with ``pad_size_divisor=1`` nothing makes two sizes the same."""
-
+MIB = 2**20
 SMALLER = {
     'backbone.base_channels': 16,
     'backbone.norm_eval': True,
@@ -39,15 +38,9 @@ SMALLER = {
 }
 """What is changed in configs/small, for many iterations in little time."""
 
-MIB = 2**20
-SHARE, SLACK = 0.01, MIB
 
-
-def train(name: str, iterations: int) -> dict[str, list]:
-    """Train with a backbone, and note the size of each image, and after each iteration held and resident bytes and the cached maps.
-
-    ``trimmed`` has the resident bytes after the heap has given back what it can.
-    """
+def _train(name: str, iterations: int) -> dict[str, list]:
+    """Train with a backbone, and note the size of each image, and after each iteration held and resident bytes and the cached maps."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     random = np.random.default_rng(0)
@@ -73,26 +66,21 @@ def train(name: str, iterations: int) -> dict[str, list]:
             left = (time.monotonic() - start) / iteration * (iterations - iteration)
             print(f'\r{name}: iteration {iteration} of {iterations}, {left / 60:.1f} min left   ', end='', flush=True)
     print()
-    psutil.heap_trim()
+    psutil.heap_trim()  # the heap gives back what it can
     return found | {'trimmed': [process.memory_info().rss]}
 
 
 def growth(series: Sequence[float]) -> tuple[float, float]:
-    """Take the median of the second tenth of a series, and how much larger that of the last tenth is.
-
-    Example:
-        >>> growth([9] * 10 + [1] * 50 + [2] * 40)
-        (1.0, 1.0)
-    """
+    """Take the median of the second tenth of a series, and how much larger that of the last tenth is."""
     tenth = len(series) // 10
-    early, late = (float(statistics.median(part)) for part in (series[tenth : 2 * tenth], series[-tenth:]))
+    early, late = (float(np.median(part)) for part in (series[tenth : 2 * tenth], series[-tenth:]))
     return early, late - early
 
 
 def is_flat(series: Sequence[float]) -> bool:
-    """Tell whether the growth is at most ``SHARE`` of what there was and ``SLACK`` bytes."""
+    """Tell whether bytes grow by at most 1 % and 1 MiB."""
     early, grown = growth(series)
-    return grown <= SHARE * early + SLACK
+    return grown <= 0.01 * early + MIB
 
 
 def draw_memory(found: dict[str, dict[str, list]], out: Path) -> None:
@@ -118,17 +106,13 @@ def draw_memory(found: dict[str, dict[str, list]], out: Path) -> None:
 
 
 def soak(iterations: int, out: Path | None) -> bool:
-    """Train with each backbone in a process of its own, print how its memory grows, and write that to ``out`` and a figure beside it.
-
-    Returns:
-        Whether the bytes held with FCA are flat.
-    """
+    """Train with each backbone in a process of its own; print, write and draw its memory. Returns whether it is flat with FCA."""
     if out:
         check_writable(out)
     found = {}
     for name in BACKBONES:
         with ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as own_process:
-            found[name] = own_process.submit(train, name, iterations).result()
+            found[name] = own_process.submit(_train, name, iterations).result()
     for name, series in found.items():
         print(f'{name}, {len(set(map(tuple, series["sizes"])))} sizes of image, {max(series["maps"])} maps cached')
         for kind in ('held', 'resident'):

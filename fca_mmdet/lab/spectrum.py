@@ -3,7 +3,7 @@
 import re
 from collections import defaultdict
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from mmdet.apis import inference_detector
@@ -19,18 +19,13 @@ from ..frequency import CANDIDATES, FREQUENCY_SETS
 from .pictures import find_attentions
 from .plots import plt, write_figure
 
-SETS = ('low1', 'low2', 'low16', 'top16', 'bot16')
-"""What the table has a column for."""
+SETS = ('low1', 'low2', 'low16', 'top16', 'bot16')  # the columns of the table
 
 
 def energy_shares(x: Tensor, grid: tuple[int, int]) -> Tensor:
     """Compute the energy of each of the 49 components of ``x`` pooled to ``grid``, as a share of the pooled map's, over all its channels.
 
     ``x`` is ``[N, C, H, W]``, the grid (height, width) in cells, 7 or more, and the result ``[7, 7]``, u down and v across.
-
-    Example:
-        >>> energy_shares(torch.ones(1, 4, 14, 14), (7, 7))[0, 0]
-        tensor(1.0000, dtype=torch.float64)
     """
     maps = projection_maps(CANDIDATES, grid, x.shape[2], x.shape[3], x.device)
     components = torch.einsum('fhw,nchw->ncf', maps, x.double())
@@ -46,30 +41,21 @@ class Spectrum(NamedTuple):
     lowest: Tensor  # the component (0, 0), as the attention computes it
 
 
-def watch(model: nn.Module) -> dict[str, list[Spectrum]]:
+def _watch(model: nn.Module) -> dict[str, list[Spectrum]]:
     """Collect from every attention's input from now on, by stage; an attention that is watched runs unfolded."""
     seen: dict[str, list[Spectrum]] = defaultdict(list)
     for name, attention in find_attentions(model).items():
         layer = re.search(r'layer(\d)', name)
         stage = f'stage {layer[1]}' if layer else name
 
-        def look(module: nn.Module, inputs: tuple[Tensor, ...], grid: tuple[int, int] = attention.grid, stage: str = stage) -> None:
-            x = inputs[0]
+        def look(module: Any, inputs: tuple[Tensor, ...], stage: str = stage) -> None:
+            x, grid = inputs[0], module.grid
             lowest = projection_maps(CANDIDATES[:1], grid, x.shape[2], x.shape[3], x.device).to(x.dtype)
             average = x.mean((2, 3)).flatten() * (grid[0] * grid[1]) ** 0.5
             seen[stage].append(Spectrum(energy_shares(x, grid), average, (x * lowest).sum((2, 3)).flatten()))
 
         attention.register_forward_pre_hook(look)
     return seen
-
-
-def print_spectra(spectra: dict[str, Spectrum]) -> None:
-    """Print what published sets cover of each stage's energy, and how far component (0, 0) is from the scaled average."""
-    print(f'\n{"":10}' + ''.join(f'{name:>8}' for name in (*SETS, 'all 49')) + '   share of energy, %')
-    for name, (shares, averages, lowest) in spectra.items():
-        covered = [sum(100 * float(shares[pair]) for pair in FREQUENCY_SETS[chosen]) for chosen in SETS]
-        print(f'{name:10}' + ''.join(f'{share:8.1f}' for share in (*covered, 100 * float(shares.sum()))))
-        print(f'{"":10}component (0, 0) and the scaled average differ by {(averages - lowest).norm() / averages.norm():.1e} of their norm')
 
 
 def draw_spectra(spectra: dict[str, Spectrum], out: Path) -> None:
@@ -93,23 +79,23 @@ def draw_spectra(spectra: dict[str, Spectrum], out: Path) -> None:
 
 
 def measure_spectrum(config: Path, checkpoint: Path, images: Path, out: Path, count: int, device: str) -> None:
-    """Run a detector over the first ``count`` images of a folder, print its stages' spectra, and draw them to ``out``.
-
-    Raises:
-        UserError: a file is missing or cannot be used, or the detector has no attention with a grid of 7 or more.
-    """
+    """Run a detector over the first ``count`` images of a folder, print its stages' spectra, and draw them to ``out``."""
     paths = find_images(images, count)
     check_writable(out)
     model = open_detector(config, checkpoint, device)
     if min((min(attention.grid) for attention in find_attentions(model).values()), default=0) < 7:
         raise UserError(f'{config} has no MultiSpectralAttention with grids of 7 or more: there is nothing to look at')
-    seen = watch(model)
+    seen = _watch(model)
     for path in track_iter_progress(paths):
         inference_detector(model, str(path))
+    print(f'\n{"":10}' + ''.join(f'{name:>8}' for name in (*SETS, 'all 49')) + '   share of energy, %')
     spectra = {}
-    for stage, several in seen.items():
-        shares, averages, lowest = zip(*several, strict=True)
-        spectra[stage] = Spectrum(torch.stack(shares).mean(0), torch.cat(averages), torch.cat(lowest))
-    print_spectra(spectra)
+    for name, several in seen.items():
+        shares = torch.stack([one.shares for one in several]).mean(0)
+        averages, lowest = torch.cat([one.averages for one in several]), torch.cat([one.lowest for one in several])
+        spectra[name] = Spectrum(shares, averages, lowest)
+        covered = [sum(100 * float(shares[pair]) for pair in FREQUENCY_SETS[chosen]) for chosen in SETS]
+        print(f'{name:10}' + ''.join(f'{share:8.1f}' for share in (*covered, 100 * float(shares.sum()))))
+        print(f'{"":10}component (0, 0) and the scaled average differ by {(averages - lowest).norm() / averages.norm():.1e} of their norm')
     draw_spectra(spectra, out)
     print(out)

@@ -1,8 +1,4 @@
-"""Time alternatives that take turns, round by round, so that what else the machine does falls on all of them.
-
-A ratio is taken within a round. Alternatives that live long, such as backbones, have a process each (``workers``): then none profits from
-memory that another one made the allocator keep.
-"""
+"""Time alternatives that take turns, round by round, so that what else the machine does falls on all of them."""
 
 import multiprocessing
 import os
@@ -97,18 +93,13 @@ def _call(action: str) -> Any:
 
 @contextmanager
 def workers(names: Sequence[str], setting: Setting, kind: Callable[[str, Setting], object]) -> Iterator[Callable[[str], dict[str, Any]]]:
-    """Give each name a process with ``kind(name, setting)``, and yield a function that calls a method in each, one after the other.
-
-    Raises:
-        UserError: in that function, a process has ended.
-    """
+    """Give each name a process with ``kind(name, setting)``, and yield a function that calls a method in each, one after the other."""
     allocator = {'MALLOC_MMAP_MAX_': '0', 'MALLOC_TRIM_THRESHOLD_': str(2**40)} if setting.keep_pages else {}
-    spawn = multiprocessing.get_context('spawn')
+    spawn = multiprocessing.get_context('spawn')  # none is to profit from memory that another one made the allocator keep
     pools = {name: ProcessPoolExecutor(1, spawn, _start, (kind, name, setting)) for name in names}
-    with ExitStack() as stack:
-        with patch.dict(os.environ, allocator):  # glibc reads it when a process starts, with its first task
-            for pool in pools.values():
-                stack.enter_context(pool).submit(int)
+    with ExitStack() as stack, patch.dict(os.environ, allocator):  # glibc reads it when a process starts, with its first task
+        for pool in pools.values():
+            stack.enter_context(pool).submit(int)
 
         def ask(action: str) -> dict[str, Any]:
             answers = {}

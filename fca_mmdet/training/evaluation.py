@@ -37,7 +37,7 @@ class HotCOCOeval(COCOeval):
         if p.useCats:
             p.catIds = np.unique(p.catIds).tolist()
         try:
-            self._hot = hotcoco.COCOeval(self._convert(self.cocoGt), self._convert(self.cocoDt), p.iouType)
+            self._hot = hotcoco.COCOeval(hotcoco.COCO(self._content(self.cocoGt)), hotcoco.COCO(self._content(self.cocoDt)), p.iouType)
             for name in ('imgIds', 'catIds', 'iouThrs', 'recThrs', 'maxDets', 'areaRng', 'areaRngLbl'):
                 setattr(self._hot.params, name, list(getattr(p, name)))
             self._hot.params.useCats = bool(p.useCats)
@@ -45,9 +45,7 @@ class HotCOCOeval(COCOeval):
         except (TypeError, ValueError) as error:
             raise ValueError(f'hotcoco does not take these annotations or results ({error}): use CocoMetric') from error
 
-    def _convert(self, coco: COCO) -> Any:
-        import hotcoco
-
+    def _content(self, coco: COCO) -> dict:
         p = self.params
         annotations = coco.loadAnns(coco.getAnnIds(imgIds=p.imgIds, catIds=p.catIds))
         if not p.useCats:
@@ -58,7 +56,7 @@ class HotCOCOeval(COCOeval):
             if math.isnan(sum(annotation.get('bbox', ()), annotation['area'] + annotation.get('score', 0))):
                 found = {key: annotation.get(key) for key in ('bbox', 'area', 'score')}
                 raise ValueError(f'image {annotation["image_id"]} has {found}, which are not all numbers')
-        return hotcoco.COCO({**coco.dataset, 'annotations': annotations})
+        return {**coco.dataset, 'annotations': annotations}
 
     def accumulate(self) -> None:
         """Compute precision, recall and scores over the images."""
@@ -73,14 +71,12 @@ class FastCocoMetric(CocoMetric):
     Set ``val_evaluator = dict(type='FastCocoMetric')`` in a config that inherits mmdet's; nothing else changes. mmdet's own
     ``compute_metrics`` computes and logs, with ``HotCOCOeval`` for pycocotools' ``COCOeval``.
 
-    Args:
-        coco_metric_kwargs: what CocoMetric takes, except ``use_mp_eval``. A number or a list as ``iou_thrs`` works, too.
+    It takes CocoMetric's arguments, except ``use_mp_eval``. A number or a list as ``iou_thrs`` works, too.
 
     Raises:
         ImportError: hotcoco is not installed.
-        ValueError: ``use_mp_eval=True``, which is pycocotools' own way to less time; annotation ids that are 0, which pycocotools takes for
-            no match, or not distinct; fewer than three ``proposal_nums``, or than six ``iou_thrs`` with ``classwise=True``, which end
-            CocoMetric with an IndexError after inference; later on, what ``HotCOCOeval`` refuses.
+        ValueError: ``use_mp_eval=True``; annotation ids that are 0 or not distinct; fewer than three ``proposal_nums``, or than six
+            ``iou_thrs`` with ``classwise=True``, which end CocoMetric with an IndexError; later on, what ``HotCOCOeval`` refuses.
 
     Example:
         >>> from mmdet.registry import METRICS

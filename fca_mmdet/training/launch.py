@@ -19,12 +19,9 @@ from . import preflight
 
 
 def launch(script: str) -> None:
-    """Run a script of the config's ``default_scope`` with this process's arguments; checkpoints are read as data.
+    """Run ``train.py`` or ``test.py`` of the config's ``default_scope`` with this process's arguments; checkpoints are read as data.
 
     A config of mmdet's is checked first, as these arguments change it; of several processes, the first does that.
-
-    Args:
-        script: ``train.py`` or ``test.py``.
 
     Raises:
         UserError: a config without a model or for a library that is not installed, or something that ``preflight.check`` refuses.
@@ -35,7 +32,11 @@ def launch(script: str) -> None:
     found = importlib.util.find_spec(library)
     if found is None or found.origin is None:
         raise UserError(f"{paths[0]} is for {library}, which is not installed; mmpretrain comes with pip install '.[classification]'")
-    options = read_options()
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument('--launcher')
+    parser.add_argument('--work-dir')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={})
+    options, _ = parser.parse_known_args()
     first = all(int(os.environ.get(rank, 0)) == 0 for rank in ('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK'))
     if first and cfg.get('default_scope') == 'mmdet':
         changed = cfg.copy()
@@ -44,7 +45,7 @@ def launch(script: str) -> None:
     refuse_pickled_code()
     joined = options.launcher == 'pytorch' and get_device() == 'cpu'
     if joined:
-        join_on_cpu(cfg)
+        _join_on_cpu(cfg)
     try:
         runpy.run_path(str(Path(found.origin).parent / '.mim' / 'tools' / script), run_name='__main__')
     except OSError:  # such as a full disk in the middle of a training: a command would print it without its traceback
@@ -58,22 +59,11 @@ def launch(script: str) -> None:
         os._exit(0)
 
 
-def read_options() -> argparse.Namespace:
-    """Read those of this process's arguments that ``launch`` itself needs."""
-    parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument('--launcher')
-    parser.add_argument('--work-dir')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={})
-    return parser.parse_known_args()[0]
-
-
-def join_on_cpu(cfg: Config) -> None:
-    """Join the processes that torchrun started with gloo, where mmengine would set the CUDA device of each.
-
-    DistributedDataParallel then needs some options. They go before this process's own, which overrule them.
-    """
+def _join_on_cpu(cfg: Config) -> None:
+    """Join the processes that torchrun started with gloo, where mmengine would set the CUDA device of each."""
     distributed.init_process_group('gloo')
     wrapper: dict[str, bool | None] = dict(device_ids=None)
     if not cfg.get('model_wrapper_cfg'):  # mmengine's defaults, which it leaves to a config that has one
         wrapper.update(broadcast_buffers=False, find_unused_parameters=cfg.get('find_unused_parameters', False))
+    # Before this process's own options, which overrule them.
     sys.argv[1:1] = [f'--cfg-options=model_wrapper_cfg.{name}={value}' for name, value in wrapper.items()]

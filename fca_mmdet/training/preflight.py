@@ -24,8 +24,6 @@ from pycocotools import mask as coco_mask
 
 from ..errors import UserError
 
-MIB = 2**20
-
 
 def check(cfg: Config, splits: Sequence[str] = ('train', 'val'), decode: bool = False, work_dir: str | None = None) -> None:
     """Check what a config names, and print what there is.
@@ -41,18 +39,23 @@ def check(cfg: Config, splits: Sequence[str] = ('train', 'val'), decode: bool = 
     """
     init_default_scope(cfg.get('default_scope') or 'mmdet')  # where a config's own types are looked up
     folder = Path(work_dir or cfg.get('work_dir') or f'work_dirs/{Path(cfg.filename).stem}')
-    check_work_dir(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b'\0' * 4096)
+    except OSError as error:
+        raise UserError(f'the work directory {folder} cannot be written to ({error.strerror}): name another with --work-dir') from error
     if 'train' in splits and cfg.get('train_dataloader'):
-        check_space(cfg, folder)
+        _check_space(cfg, folder)
     for split in splits:
         evaluators = [] if split == 'train' else cfg.get(f'{split}_evaluator') or []
         evaluators = [evaluators] if isinstance(evaluators, dict) else evaluators
-        for dataset, pipeline in find_data_sets((cfg.get(f'{split}_dataloader') or {}).get('dataset')):
-            for found in check_data(split, dataset, pipeline, evaluators, decode):
+        for dataset, pipeline in _find_data_sets((cfg.get(f'{split}_dataloader') or {}).get('dataset')):
+            for found in _check_data(split, dataset, pipeline, evaluators, decode):
                 print(f'preflight: {split}: {found}', flush=True)
 
 
-def find_data_sets(dataset: dict | None, outer: Sequence[dict] = ()) -> Iterator[tuple[dict, list[dict]]]:
+def _find_data_sets(dataset: dict | None, outer: Sequence[dict] = ()) -> Iterator[tuple[dict, list[dict]]]:
     """Find the data sets within mmdet's wrappers, each with the steps of all pipelines that its images pass through."""
     if dataset is None:
         return
@@ -61,10 +64,10 @@ def find_data_sets(dataset: dict | None, outer: Sequence[dict] = ()) -> Iterator
     if not inner:
         yield dataset, pipeline
     for part in inner:
-        yield from find_data_sets(part, pipeline)
+        yield from _find_data_sets(part, pipeline)
 
 
-def check_data(split: str, config: dict, pipeline: Sequence[dict], evaluators: Sequence[dict], decode: bool) -> Iterator[str]:
+def _check_data(split: str, config: dict, pipeline: Sequence[dict], evaluators: Sequence[dict], decode: bool) -> Iterator[str]:
     """Check one data set. ``pipeline`` and ``evaluators`` say what is used of it. Yields what there is, and what is odd about it."""
     kind = DATASETS.get(config['type']) if isinstance(config['type'], str) else config['type']
     if kind is None or not issubclass(kind, BaseDetDataset):
@@ -79,9 +82,9 @@ def check_data(split: str, config: dict, pipeline: Sequence[dict], evaluators: S
     classes = list(dataset.metainfo.get('classes') or ())
     annotations = None
     if issubclass(kind, CocoDataset) and kind.COCOAPI is COCO:
-        annotations = len(check_categories(dataset.ann_file, classes).get('annotations', ()))
+        annotations = len(_check_categories(dataset.ann_file, classes).get('annotations', ()))
         for other in {evaluator['ann_file'] for evaluator in evaluators if evaluator.get('ann_file')} - {dataset.ann_file}:
-            check_categories(other, classes)
+            _check_categories(other, classes)
     infos = dataset.data_list
     instances = [instance for info in infos for instance in info.get('instances', ())]
     learned = [instance for instance in instances if not instance.get('ignore_flag')]
@@ -95,13 +98,13 @@ def check_data(split: str, config: dict, pipeline: Sequence[dict], evaluators: S
     yield counts
     masks = any(step.get('with_mask') for step in pipeline) or any('segm' in evaluator.get('metric', ()) for evaluator in evaluators)
     if masks and not unlabelled:
-        yield from check_masks(data, instances)
+        yield from _check_masks(data, instances)
     loading = [step for step in pipeline if 'LoadImageFromFile' in str(step.get('type'))]
     if loading and not any(part.get('backend_args') for part in (config, *loading)):
-        yield from check_images(data, file, infos, decode)
+        yield from _check_images(data, file, infos, decode)
 
 
-def check_categories(file: str, classes: list[str]) -> dict:
+def _check_categories(file: str, classes: list[str]) -> dict:
     """Read a COCO file whose categories must be the classes in their order."""
     try:
         content = load(file)
@@ -116,7 +119,7 @@ def check_categories(file: str, classes: list[str]) -> dict:
     return content
 
 
-def check_masks(data: str, instances: Sequence[dict]) -> Iterator[str]:
+def _check_masks(data: str, instances: Sequence[dict]) -> Iterator[str]:
     """Refuse annotations without a segmentation, and report empty masks."""
     if without := sum('mask' not in instance for instance in instances):
         raise UserError(f'{without} of {len(instances)} annotations of {data} have no segmentation, and masks are used')
@@ -131,14 +134,14 @@ def _area(rle: dict) -> int:
     return sum(rle['counts'][1::2]) if isinstance(rle['counts'], list) else int(coco_mask.area(rle))
 
 
-def check_images(data: str, file: str, infos: Sequence[dict], decode: bool) -> Iterator[str]:
+def _check_images(data: str, file: str, infos: Sequence[dict], decode: bool) -> Iterator[str]:
     """Refuse missing and broken images, and report those of another size than the annotations say."""
     local = [info for info in infos if '://' not in info['img_path']]
     missing = [info['img_path'] for info in local if not os.path.isfile(info['img_path'])]
     if missing:
         raise UserError(f'{len(missing)} of {len(infos)} images of {data} are missing: the first is {missing[0]}')
     with ThreadPoolExecutor() as pool:
-        sizes = list(pool.map(partial(image_size, decode=decode), [info['img_path'] for info in local]))
+        sizes = list(pool.map(partial(_image_size, decode=decode), [info['img_path'] for info in local]))
     broken = [info['img_path'] for info, size in zip(local, sizes, strict=True) if size is None]
     if broken:
         raise UserError(f'{len(broken)} of {len(infos)} images of {data} cannot be decoded: the first is {broken[0]}')
@@ -148,7 +151,7 @@ def check_images(data: str, file: str, infos: Sequence[dict], decode: bool) -> I
         yield f'{len(other)} of {len(infos)} images have another size than {file} says: the first is {other[0]["img_path"]}'
 
 
-def image_size(path: str, decode: bool = False) -> tuple[int, int] | None:
+def _image_size(path: str, decode: bool) -> tuple[int, int] | None:
     """Read width and height of an image file; None where mmcv cannot decode it. Without ``decode``, PIL's word is enough."""
     if not decode:
         with contextlib.suppress(Exception), Image.open(path) as picture:
@@ -167,23 +170,13 @@ def _has_end(path: str) -> bool:
         return b'\xff\xd9' in file.read()
 
 
-def check_work_dir(folder: Path) -> None:
-    """Make a work directory, or refuse one that cannot be written to."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as file:
-            file.write(b'\0' * 4096)
-    except OSError as error:
-        raise UserError(f'the work directory {folder} cannot be written to ({error.strerror}): name another with --work-dir') from error
-
-
-def check_space(cfg: Config, folder: Path) -> None:
+def _check_space(cfg: Config, folder: Path) -> None:
     """Refuse a disk without enough free space for the checkpoints that a training still writes."""
     count = max(checkpoints_to_keep(cfg) - len(list(folder.glob('*.pth'))), 1)
     size, free = checkpoint_bytes(cfg), shutil.disk_usage(folder).free
     if count * size > free:
         raise UserError(
-            f'{free / MIB:.1f} MiB are free in {folder}, and {count} checkpoints of {size / MIB:.1f} MiB are to be kept there: free '
+            f'{free / 2**20:.1f} MiB are free in {folder}, and {count} checkpoints of {size / 2**20:.1f} MiB are to be kept there: free '
             'some, keep fewer (default_hooks.checkpoint.max_keep_ckpts), or name another place with --work-dir'
         )
 

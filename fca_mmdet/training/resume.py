@@ -31,48 +31,36 @@ STEP, EVALUATION, SAMPLE = range(3)
 """What is seeded. Each has random numbers of its own."""
 
 
-def seed_generators(*entropy: int) -> None:
-    """Set Python's, numpy's and torch's global generators to a function of some integers.
-
-    Example:
-        >>> import torch
-        >>> seed_generators(0, 7)
-        >>> first = torch.rand(2)
-        >>> seed_generators(0, 7)
-        >>> torch.equal(first, torch.rand(2))
-        True
-    """
+def _seed_generators(*entropy: int) -> None:
+    """Set Python's, numpy's and torch's global generators to a function of some integers."""
     set_random_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
 
 
-class Position(int):
+class _Position(int):
     """An index into a data set that also tells the worker that loads it its position in the sampler's stream."""
 
     position: int
 
-    def __new__(cls, index: int, position: int = 0) -> 'Position':  # pickle gives the index alone, and then restores the position
-        """Number an index."""
+    def __new__(cls, index: int, position: int = 0) -> '_Position':  # pickle gives the index alone, and then restores the position
         self = super().__new__(cls, index)
         self.position = position
         return self
 
 
-def _load(dataset: Any, seed: int, rank: int, indices: Sequence[Position]) -> list:
+def _load(dataset: Any, seed: int, rank: int, indices: Sequence[_Position]) -> list:
     items = []
     for index in indices:
-        seed_generators(SAMPLE, seed, rank, index.position)
+        _seed_generators(SAMPLE, seed, rank, index.position)
         items.append(dataset[int(index)])
     return items
 
 
 class _SeededSamples:
-    """A sampler that lets a sample's augmentation depend on its position and the seed alone, in whichever process it is loaded.
-
-    The data set gets the method ``__getitems__``, by which torch's data loader loads a batch.
-    """
+    """A sampler that lets a sample's augmentation depend on its position and the seed alone, in whichever process it is loaded."""
 
     def __init__(self: Any, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
+        # By this method torch's data loader loads a batch.
         self.dataset.__getitems__ = partial(_load, self.dataset, self.seed, self.rank)
 
 
@@ -90,7 +78,7 @@ class ResumableInfiniteSampler(_SeededSamples, InfiniteSampler):
     def __iter__(self) -> Iterator[int]:
         """Yield the indices, each with its position."""
         for index in super().__iter__():
-            yield Position(index, self.position)
+            yield _Position(index, self.position)
             self.position += 1
 
 
@@ -101,7 +89,7 @@ class ResumableDefaultSampler(_SeededSamples, DefaultSampler):
     def __iter__(self) -> Iterator[int]:
         """Yield the indices of an epoch, each with its position over all epochs."""
         for position, index in enumerate(super().__iter__(), self.epoch * len(self)):
-            yield Position(index, position)
+            yield _Position(index, position)
 
 
 class WholeFileBackend(LocalBackend):
@@ -172,28 +160,24 @@ class ResumableCheckpointHook(CheckpointHook):
         if runner.cfg.get('randomness', {}).get('seed') is None:
             runner.logger.warning('Resumed, the order of the images would differ without a seed: set randomness.seed')
         self.last_ckpt = runner.message_hub.runtime_info.get('last_ckpt')
-        if self._evaluation_is_due(runner):
-            runner.val_loop.run()
+        done = self._done(runner)
+        if runner.val_loop is not None and done not in (0, runner.message_hub.runtime_info.get('evaluated')):
+            # What the training loop asks after each of its steps, but not when it resumes.
+            loop._decide_current_val_interval()
+            last = runner.max_epochs if self.by_epoch else runner.max_iters
+            if done >= runner.val_begin and (done % runner.val_interval == 0 or done == last):
+                runner.val_loop.run()
 
     def _done(self, runner: Runner) -> int:
         return runner.epoch if self.by_epoch else runner.iter
 
-    def _evaluation_is_due(self, runner: Runner) -> bool:
-        """Ask what the training loop asks after each of its steps, but not when it resumes."""
-        done = self._done(runner)
-        if runner.val_loop is None or done in (0, runner.message_hub.runtime_info.get('evaluated')):
-            return False
-        runner.train_loop._decide_current_val_interval()
-        last = runner.max_epochs if self.by_epoch else runner.max_iters
-        return done >= runner.val_begin and (done % runner.val_interval == 0 or done == last)
-
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """Seed what the model draws in this iteration."""
-        seed_generators(STEP, runner.seed, get_rank(), runner.iter)
+        _seed_generators(STEP, runner.seed, get_rank(), runner.iter)
 
     def before_val_epoch(self, runner: Runner) -> None:
         """Seed what the model draws in this evaluation."""
-        seed_generators(EVALUATION, runner.seed, get_rank(), runner.iter)
+        _seed_generators(EVALUATION, runner.seed, get_rank(), runner.iter)
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float]) -> None:
         """Note in the training log, which checkpoints hold, that the evaluation is done."""

@@ -31,7 +31,7 @@ def test_written_configs(write_plan, shapes, tmp_path):
     written = write_configs(list(plan['runs']), plan, tmp_path / 'out', shapes, {'train_cfg.max_iters': 7}, None)
     assert [(run.name, run.seed) for run in written] == [('plain', 0), ('plain', 1), ('low', 0), ('low', 1)]
     assert written[0].facts['digest'] == written[1].facts['digest'] != written[2].facts['digest']
-    config = Config.fromfile(written[3].config)
+    config = Config.fromfile(written[3].folder / 'config.py')
     assert config.randomness.seed == 1
     assert config.train_cfg.max_iters == 7
     assert config.train_dataloader.dataset.pipeline[2].scale == (64, 64)

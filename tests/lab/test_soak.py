@@ -22,6 +22,7 @@ def test_flat_is_up_to_one_per_cent_and_one_mib():
         series = (start + noise + grown * soak.MIB * ramp).tolist()
         assert soak.growth(series)[1] == pytest.approx(grown * soak.MIB, abs=soak.MIB)
         assert soak.is_flat(series) == flat
+    assert soak.growth([9] * 10 + [1] * 50 + [2] * 40) == (1, 1)
     warmed = [float(start)] * 200 + [2.0 * start] * 1800  # what the first iterations take is not growth
     assert soak.growth(warmed) == (2 * start, 0)
 

@@ -27,6 +27,7 @@ def test_shares_are_those_of_an_orthonormal_dct():
     shares = energy_shares(x, (7, 7))
     np.testing.assert_allclose(shares, scipy_shares(x.numpy()), atol=1e-12)
     torch.testing.assert_close(shares.sum(), torch.tensor(1.0, dtype=torch.float64))
+    assert energy_shares(torch.ones(1, 4, 14, 14), (7, 7))[0, 0] == pytest.approx(1)
 
 
 def test_a_finer_grid_has_every_second_component():
