@@ -17,14 +17,14 @@ CONFIGS = Path(__file__).parent / '.mim' / 'configs'
 
 
 def config_path(name: str | os.PathLike[str]) -> str:
-    """The path of a config of this package.
+    """Find a config of this package, and return its path.
 
     Args:
         name: relative to the configs' folder, with or without ``.py``.
 
     Raises:
-        TypeError: no str or path.
-        FileNotFoundError: there is none; the message has the names nearest to it.
+        TypeError: neither a str nor a path.
+        FileNotFoundError: there is no such config; the message has the nearest names.
 
     Example:
         >>> Path(config_path('mask_rcnn/mask-rcnn_fca-r50_fpn_1x_coco')).name

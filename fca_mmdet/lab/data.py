@@ -22,7 +22,7 @@ def read_classes(data: Path) -> list[str]:
             wanted = 'annotations/train.json, annotations/val.json and images/'
             raise UserError(f'{path} is missing: --data takes a folder with {wanted}') from error
         except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f'{path} is no COCO annotation file: {error!r}') from error
+            raise UserError(f'{path} is not a COCO annotation file: {error!r}') from error
         if not images or not annotations or not classes[split]:
             counts = f'{len(images)} images, {len(annotations)} annotations and {len(classes[split])} categories'
             raise UserError(f'{path} has {counts}: it needs some')

@@ -22,7 +22,7 @@ def read_plan(path: Path) -> dict:
     """Read a plan with what it takes from its base, check it, and put its singles among its runs."""
     plan = _load_plan(path)
     if not isinstance(plan.get('runs'), dict) or not plan['runs']:
-        raise UserError(f'{path} is no plan: it needs runs, each a name with a config')
+        raise UserError(f'{path} is not a plan: it needs runs, each a name with a config')
     if unknown := plan.keys() - PLAN_KEYS:
         raise UserError(f'{path} has {", ".join(sorted(unknown))}; a plan has {", ".join(sorted(PLAN_KEYS))}')
     plan.setdefault('baseline', next(iter(plan['runs'])))
@@ -38,7 +38,7 @@ def read_plan(path: Path) -> dict:
             raise UserError(f'the run {name} of {path} takes the best {run["best"]} of the singles, and the plan has no singles')
         for key, other in {'baseline': plan['baseline'], **run}.items():
             if key in ('baseline', 'selected_by') and other not in plan['runs']:
-                raise UserError(f'the {key} {other} of the run {name} of {path} is none of its runs: {shorten(list(plan["runs"]))}')
+                raise UserError(f'the {key} {other} of the run {name} of {path} is not one of its runs: {shorten(list(plan["runs"]))}')
         for metric, value in run.get('published', {}).items():
             if metric != 'source' and not (isinstance(value, int | float) and 0 <= value <= 1):
                 raise UserError(f'the published {metric} of {name} in {path} is {value!r}: give it as COCO does, 0 to 1')
@@ -50,9 +50,9 @@ def _load_plan(path: Path) -> dict:
     try:
         plan = yaml.safe_load(path.read_text())  # mmengine's load would run what a YAML file tells it to
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f'{path} is no plan: {" ".join(str(error).split())}') from error
+        raise UserError(f'{path} is not a plan: {" ".join(str(error).split())}') from error
     if not isinstance(plan, dict):
-        raise UserError(f'{path} is no plan: it is a {type(plan).__name__}, not keys with values')
+        raise UserError(f'{path} is not a plan: it is a {type(plan).__name__}, not keys with values')
     base = _load_plan(path.parent / plan.pop('base')) if 'base' in plan else {}
     return {**base, **plan, 'options': {**base.get('options', {}), **plan.get('options', {})}}
 

@@ -168,7 +168,7 @@ def evaluate(folders: Sequence[Path]) -> tuple[dict, pd.DataFrame]:
         raise UserError(f'{twice["name"]} with seed {twice["seed"]:.0f} is there twice in {", ".join(map(str, folders))}: leave one out')
     metric = plan.get('metric', 'bbox_mAP')
     if metric not in (metrics := _list_metrics(rows)):
-        raise UserError(f'the metric {metric} of the plan is none of the results: make it one of {", ".join(metrics)}')
+        raise UserError(f'the metric {metric} of the plan is not in the results: make it one of {", ".join(metrics)}')
     known = set(rows['name'])
     names = [name for name in [*plan['runs'], *sorted(known - plan['runs'].keys())] if name in known and not name.startswith(SINGLE)]
     baselines = {name: plan['runs'].get(name, plan)['baseline'] for name in names}

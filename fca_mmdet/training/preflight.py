@@ -110,7 +110,7 @@ def _check_categories(file: str, classes: list[str]) -> dict:
         content = load(file)
         listed = [category['name'] for category in content['categories']]
     except Exception as error:
-        raise UserError(f'{file} is no COCO annotation file: {error!r}') from error
+        raise UserError(f'{file} is not a COCO annotation file: {error!r}') from error
     if [name for name in listed if name in classes] != classes:
         raise UserError(
             f'{file} lists the categories {listed}, and the config the classes {classes}: mmdet numbers classes as the file lists them, so '

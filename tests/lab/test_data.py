@@ -38,7 +38,7 @@ def break_file(data: Path, how: str) -> None:
     ('how', 'message'),
     [
         ('missing', r'val.json is missing: --data takes a folder with annotations/train.json'),
-        ('truncated', r'val.json is no COCO annotation file'),
+        ('truncated', r'val.json is not a COCO annotation file'),
         ('no images', r'val.json has 0 images, \d+ annotations and 3 categories'),
         ('no masks', r'has boxes but no segmentations'),
         ('other classes', r"the splits of .* differ in their categories: .* val has \['blob'"),

@@ -31,7 +31,7 @@ PLAIN = {'config': 'small/mask-rcnn_r50-thin_fpn_small-heads.py'}
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
-        (['none'], r'^experiment: .*plans/none.yml is no plan: .*No such file or directory'),
+        (['none'], r'^experiment: .*plans/none.yml is not a plan: .*No such file or directory'),
         (['small', '--only', 'plain', 'plane'], r'^experiment: --only plane: the runs of .*small.yml are plain, se, '),
         (['small', '--data', 'none'], r'^experiment: .*none/annotations/train.json is missing: --data takes a folder with '),
     ],

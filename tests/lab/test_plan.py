@@ -62,7 +62,7 @@ def test_the_coco_plan_changes_the_attention_alone():
 
 
 MISTAKES = {
-    'no runs': ({'seeds': 2}, 'is no plan: it needs runs, each a name with a config'),
+    'no runs': ({'seeds': 2}, 'is not a plan: it needs runs, each a name with a config'),
     'an unknown word': ({'runs': {'a': {'config': PLAIN}}, 'sedes': 2}, 'has sedes; a plan has baseline, data'),
     'no config': ({'runs': {'a': {'frequencies': 'low2'}}}, "the run a of .* is {'frequencies': 'low2'}: it needs a config"),
     'two choices': (
@@ -70,8 +70,11 @@ MISTAKES = {
         'names its frequencies more than once',
     ),
     'no singles': ({'runs': {'a': {'config': FCA, 'best': 2}}}, 'takes the best 2 of the singles, and the plan has no singles'),
-    'nobody selects': ({'runs': {'a': {'config': FCA, 'selected_by': 'b'}}}, 'the selected_by b of the run a of .* is none of its runs: a'),
-    'no baseline': ({'runs': {'a': {'config': FCA}}, 'baseline': 'b'}, 'the baseline b of the run a of .* is none of its runs: a'),
+    'nobody selects': (
+        {'runs': {'a': {'config': FCA, 'selected_by': 'b'}}},
+        'the selected_by b of the run a of .* is not one of its runs: a',
+    ),
+    'no baseline': ({'runs': {'a': {'config': FCA}}, 'baseline': 'b'}, 'the baseline b of the run a of .* is not one of its runs: a'),
     'percent': (
         {'runs': {'a': {'config': FCA, 'published': {'bbox_mAP': 37.4, 'source': 'a page'}}}},
         'the published bbox_mAP of a in .* is 37.4: give it as COCO does, 0 to 1',
@@ -89,7 +92,7 @@ def test_mistakes_in_a_plan(plan, message, write_plan):
 def test_what_is_no_plan_runs_nothing(text, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'plan.yml').write_text(text)
-    with pytest.raises(UserError, match=r'plan.yml is no plan'):
+    with pytest.raises(UserError, match=r'plan.yml is not a plan'):
         read_plan(tmp_path / 'plan.yml')
     assert not (tmp_path / 'pwned').exists()
 

@@ -166,14 +166,14 @@ BAD = {
         ".*results.csv, line 2: bbox_mAP is 'many', and must be a number",
     ),
     'no plan': ('plan.yml', None, 'there is no .*plan.yml: give the folder that tools/experiment.py wrote'),
-    'a list': ('plan.yml', '[plain]', '.*plan.yml is no plan: it is a list, not keys with values'),
-    'no runs': ('plan.yml', 'runs: {}', '.*plan.yml is no plan: it needs runs, each a name with a config'),
+    'a list': ('plan.yml', '[plain]', '.*plan.yml is not a plan: it is a list, not keys with values'),
+    'no runs': ('plan.yml', 'runs: {}', '.*plan.yml is not a plan: it needs runs, each a name with a config'),
     'baseline': (
         'plan.yml',
         f'baseline: none\n{PLAN}',
-        'the baseline none of the run plain of .*plan.yml is none of its runs: plain, low2, low4, se, 1 more',
+        'the baseline none of the run plain of .*plan.yml is not one of its runs: plain, low2, low4, se, 1 more',
     ),
-    'metric': ('plan.yml', f'metric: AP\n{PLAN}', 'the metric AP of the plan is none of the results: make it one of bbox_mAP, .*'),
+    'metric': ('plan.yml', f'metric: AP\n{PLAN}', 'the metric AP of the plan is not in the results: make it one of bbox_mAP, .*'),
     'published': (
         'plan.yml',
         PLAN.replace('0.374', '37.4'),
