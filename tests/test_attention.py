@@ -149,6 +149,17 @@ def test_is_a_plugin_of_mmdet_backbones(backbone):
     assert [feature.shape[1] for feature in model(torch.rand(1, 3, 33, 65))] == [256, 512, 1024, 2048]
 
 
+def test_mmengine_initialises_it():
+    constant = dict(type='Constant', layer='Linear', val=0.5)
+    plugin = dict(cfg=dict(type='mmdet.MultiSpectralAttention', init_cfg=constant), position='after_conv3')
+    model = ResNet(50, num_stages=1, strides=(1,), dilations=(1,), out_indices=(0,), plugins=[plugin])
+    model.init_weights()
+    alone = MODELS.build(dict(type='MultiSpectralAttention', in_channels=64, init_cfg=constant))
+    alone.init_weights()
+    for attention in (model.layer1[2].att, alone):
+        assert all((layer.weight == 0.5).all() for layer in (attention.fc[0], attention.fc[2]))
+
+
 def test_is_registered():
     attention = MODELS.build(dict(type='MultiSpectralAttention', in_channels=64))
     assert isinstance(attention, MultiSpectralAttention)
