@@ -125,12 +125,7 @@ class PerChannel(Squeeze):
 
     def _load_from_state_dict(self, state_dict: MutableMapping[str, Tensor], prefix: str, *args: Any) -> None:
         """Refuse a tensor of another grid."""
-        stored = state_dict.get(f'{prefix}weight')
-        if stored is not None and stored.shape != self.weight.shape:
-            raise CheckpointError(
-                f'{prefix}weight of the checkpoint is {list(stored.shape)}, configured is {list(self.weight.shape)}: give dct_size '
-                "the checkpoint's grid"
-            )
+        check_shape(state_dict, f'{prefix}weight', self.weight, "give dct_size the checkpoint's grid")
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
@@ -201,13 +196,8 @@ class FrequencySelection(nn.Module):
         return torch.special.entr(self()).sum(1).mean()
 
     def _load_from_state_dict(self, state_dict: MutableMapping[str, Tensor], prefix: str, *args: Any) -> None:
-        """Refuse the selection of another number of groups, which mmengine would leave out with a warning."""
-        stored = state_dict.get(f'{prefix}logits')
-        if stored is not None and stored.shape != self.logits.shape:
-            raise CheckpointError(
-                f'{prefix}logits of the checkpoint is {list(stored.shape)}, configured is {list(self.logits.shape)}: give frequencies as '
-                'many entries as the checkpoint has groups'
-            )
+        """Refuse the selection of another number of groups."""
+        check_shape(state_dict, f'{prefix}logits', self.logits, 'give frequencies as many entries as the checkpoint has groups')
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def extra_repr(self) -> str:
@@ -275,6 +265,13 @@ class SearchedDct(Projected):
                 'without attention, such as torchvision://resnet50, or from those of a search'
             )
         nn.Module._load_from_state_dict(self, state_dict, prefix, *args)
+
+
+def check_shape(state_dict: MutableMapping[str, Tensor], key: str, own: Tensor, mend: str) -> None:
+    """Refuse a stored tensor of another shape than a module's own; mmengine would leave it out with a warning."""
+    stored = state_dict.get(key)
+    if stored is not None and stored.shape != own.shape:
+        raise CheckpointError(f'{key} of the checkpoint is {list(stored.shape)}, configured is {list(own.shape)}: {mend}')
 
 
 def check_selection(state_dict: MutableMapping[str, Tensor], prefix: str, squeeze: Squeeze) -> None:

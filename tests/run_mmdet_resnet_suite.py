@@ -1,4 +1,4 @@
-"""Run mmdet's own tests of its ResNet with this package's classes in the place of mmdet's.
+"""Run mmdet's own tests of its ResNet with this package's classes instead of mmdet's.
 
     python tests/run_mmdet_resnet_suite.py PATH_TO_AN_MMDETECTION_CHECKOUT
 

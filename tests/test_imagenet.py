@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import TORCHVISION, frozen, needs_torchvision
+from helpers import TOOLS, TORCHVISION, frozen, needs_torchvision, run_python
 from mmengine.config import Config
 from PIL import Image
 
@@ -37,18 +37,7 @@ def images(tmp_path_factory) -> Path:
 
 
 def run(command: str, *arguments: object, cwd: Path) -> str:
-    path = os.pathsep.join(map(str, [*TORCHVISION, ROOT]))
-    result = subprocess.run(
-        [sys.executable, str(ROOT / 'tools' / command), *map(str, arguments)],
-        cwd=cwd,
-        env={**os.environ, 'PYTHONPATH': path},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=300,
-    )
-    assert result.returncode == 0, result.stdout[-5000:]
-    return result.stdout
+    return run_python(TOOLS / command, *arguments, cwd=cwd, PYTHONPATH=os.pathsep.join(map(str, [*TORCHVISION, ROOT])))
 
 
 def test_a_classifier_trains_evaluates_and_initialises_a_detectors_backbone(images, tmp_path):

@@ -4,7 +4,7 @@
 
 ``train.py``, ``test.py`` and ``demo.py`` begin with it. A data set needs an annotation file, its categories in the order of the classes,
 objects to learn from, segmentations where masks are learned or scored, and images that exist and can be decoded. The work directory needs
-free space for the checkpoints. Of each image the head is read, the end of a JPEG and the checksums of a PNG; with ``--decode``, all of it.
+free space for the checkpoints. It reads the head of each image, the end of a JPEG and the checksums of a PNG; with ``--decode``, all of it.
 """
 
 import argparse

@@ -220,7 +220,7 @@ def place_labels(figure: plt.Figure, axis: plt.Axes, points: Mapping[str, tuple[
 
 
 def write_figure(figure: plt.Figure, out: Path) -> None:
-    """Lay out a figure, write it whole or not at all, and close it. The suffix names the format; PNG if there is none."""
+    """Lay out a figure, write it whole or not at all, and close it. The suffix names the format; without one it is PNG."""
     figure.tight_layout()
     try:
         with whole_file(out) as part:

@@ -112,7 +112,7 @@ def test_heat_map(drawn, tmp_path):
     assert [axis.get_xlabel(), axis.get_ylabel(), bar.get_ylabel()] == ['v, along the width', 'u, along the height', 'AP']
     assert axis.get_title() == 'each frequency alone; framed: chosen, in this order'
     picture = read_picture(tmp_path / 'singles.png')
-    assert color_at(drawn[0], picture, axis, 6, 6) == (211, 211, 211)  # there is none
+    assert color_at(drawn[0], picture, axis, 6, 6) == (211, 211, 211)  # no AP there
     assert color_at(drawn[0], picture, axis, 0.3, 0.3) == (68, 1, 84)  # the lowest of viridis
     assert color_at(drawn[0], picture, axis, 5.3, 6.3) == (253, 231, 36)  # and the highest
     assert color_at(drawn[0], picture, axis, 5.46, 6) == (255, 0, 0)
