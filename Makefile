@@ -1,7 +1,10 @@
 # STACK=onedl (default) or openmmlab: the distribution of mmdet. PYTHON: the interpreter that the environment is made from. TORCH: a version.
+# WHEELS: a folder or an address with prebuilt wheels of mmcv (pip's find-links); mmcv is compiled where none fits.
 STACK ?= onedl
 PYTHON ?= python3
 TORCH ?= 2.13.0
+# Recipes read these from the environment, so that blanks and quotes in them do no harm.
+export PYTHON TORCH WHEELS DATA WORK_DIR
 # Processes that share the tests, a file at a time, each with one thread: more would wait for each other.
 JOBS ?= 2
 TEST = OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(JOBS) --dist loadfile
@@ -11,11 +14,11 @@ RUN := .venv/$(STACK)/bin/python
 .PHONY: environment demo test test-slow
 
 environment:
-	$(PYTHON) tools/environment/prepare.py --stack $(STACK) --torch $(TORCH)
+	"$$PYTHON" tools/environment/prepare.py --stack $(STACK) --torch "$$TORCH" $(if $(WHEELS),--wheels "$$WHEELS")
 
 # DATA: a COCO-format folder (annotations/train.json, annotations/val.json, images/); without it, textured shapes are made.
 demo: environment
-	$(RUN) tools/demo.py --work-dir $(WORK_DIR) $(if $(DATA),--data $(DATA))
+	$(RUN) tools/demo.py --work-dir "$$WORK_DIR" $(if $(DATA),--data "$$DATA")
 
 test: environment
 	$(RUN) -m ruff check .

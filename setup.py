@@ -50,7 +50,8 @@ setup(
     cmdclass={'build_py': BuildWithPayload},
     options={'build': {'build_base': SCRATCH.name}, 'egg_info': {'egg_base': SCRATCH.name}},
     # mmdet, mmengine and mmcv come from either of two distributions that shadow each other: the user names one.
-    install_requires=['torch>=2.6', 'numpy', 'pycocotools'],
+    # pycocotools before 2.0.11 fails on a file without 'info'.
+    install_requires=['torch>=2.6', 'numpy', 'pycocotools>=2.0.11'],
     extras_require={
         'onedl': ['onedl-mmengine>=0.10.12', 'onedl-mmcv>=2.3.6', 'onedl-mmdetection>=3.5.1', 'imaug'],
         'openmmlab': ['mmengine>=0.10.7,<1', 'mmcv>=2.1.0,<2.2', 'mmdet>=3.3.0,<4'],

@@ -1,9 +1,10 @@
 """Prepare a virtual environment with torch, one distribution of mmdet with compiled ops, and this package.
 
-    python3 tools/environment/prepare.py [--stack onedl|openmmlab] [--torch VERSION] [--venv DIR]
+    python3 tools/environment/prepare.py [--stack onedl|openmmlab] [--torch VERSION] [--wheels FOLDER_OR_ADDRESS] [--venv DIR]
 
 mmcv's ops are compiled against the installed torch: about 8 minutes on two cores, once for each version of torch, since the wheel is
-kept in the user's cache. A finished environment is recognised and left as it is. Needs the standard library alone.
+kept in the user's cache. ``--wheels`` takes a prebuilt wheel where one fits. A finished environment is left as it is. Needs the
+standard library alone.
 """
 
 import argparse
@@ -40,11 +41,12 @@ STACKS: dict[str, dict[str, list[str]]] = {
         'segmentation': ['mmsegmentation==1.2.2', 'ftfy', 'regex'],  # it imports the last two, and does not require them
     },
 }
-# mmpretrain imports it and mmdet does not. Beside a CPU build of torch it cannot be imported, and then mmengine does not start: it gets a
-# folder of its own, for who puts that on PYTHONPATH.
+# mmpretrain imports torchvision and mmdet does not. The package index has it for CUDA only: beside a CPU build of torch it cannot be
+# imported, and then mmengine does not start. So it gets a folder of its own, which a test puts on PYTHONPATH.
 TORCHVISION_MINOR = 15  # torchvision 0.(minor + 15).patch is made for torch 2.minor.patch
-OLDEST_PYTHON = (3, 10)
-TESTED_PYTHON = (3, 11)
+OLDEST_TORCH = (2, 6)
+OLDEST_PYTHON, NEWEST_PYTHON = (3, 10), (3, 13)  # the tests ran with each in between
+PINNED_PYTHON = (3, 11)  # which the versions in STACK.txt are for; another Python may need others
 DISK_GIB, MEMORY_GIB_PER_JOB = 4, 2
 
 
@@ -53,15 +55,25 @@ def fail(sentence: str) -> None:
     sys.exit(f'environment: {sentence}')
 
 
-def run(command: list[str], what: str, **options) -> None:
+def say(sentence: str, end: str = '\n') -> None:
+    """Print one sentence at once."""
+    print(f'environment: {sentence}', end=end, flush=True)
+
+
+def capture(command: list[str]) -> subprocess.CompletedProcess:
+    """Run a command, and keep what it prints, errors included."""
+    return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors='replace')
+
+
+def run(command: list[str], what: str) -> None:
     """Run a command, saying what it does; its output appears only if it fails."""
-    print(f'environment: {what} ...', flush=True)
+    say(f'{what} ...')
     start = time.monotonic()
-    result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors='replace', **options)
+    result = capture(command)
     if result.returncode:
         print(result.stdout[-6000:])
         fail(f'{what} failed (the end of its output is above): {" ".join(command)}')
-    print(f'environment: {what}: {time.monotonic() - start:.0f} s', flush=True)
+    say(f'{what}: {time.monotonic() - start:.0f} s')
 
 
 def available_memory_gib() -> float:
@@ -79,10 +91,8 @@ def check_machine(venv: Path) -> None:
             f'Python {platform.python_version()} is too old: use {".".join(map(str, OLDEST_PYTHON))} or later '
             '(name it with: make PYTHON=python3.11 ...)'
         )
-    if sys.version_info[:2] != TESTED_PYTHON:
-        print(
-            f'environment: Python {platform.python_version()} is untested; {".".join(map(str, TESTED_PYTHON))} is what the tests ran with'
-        )
+    if sys.version_info[:2] > NEWEST_PYTHON:
+        say(f'Python {platform.python_version()} is untested; {".".join(map(str, NEWEST_PYTHON))} is the newest that the tests ran with')
     venv.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(venv).free / 2**30
     if free < DISK_GIB:
@@ -103,16 +113,63 @@ def check_compiler() -> int:
     return int(min(os.cpu_count() or 1, memory // MEMORY_GIB_PER_JOB))
 
 
+def find_wheel(python: str, requirement: str, wheels: str, folder: str) -> Path | None:
+    """Put the wheel of a requirement that fits this Python, from a folder or an address, into ``folder``; say why if there is none."""
+    source = ['--no-index', '--find-links', wheels, '--only-binary', ':all:', '--no-deps', '--retries', '1', '--timeout', '15']
+    result = capture([python, '-m', 'pip', 'download', '-v', *source, '--dest', folder, requirement])
+    if result.returncode == 0:
+        return next(Path(folder).glob('*.whl'))
+    unreadable = re.search(r"Location '.*' is ignored|connection broken|Could not fetch URL", result.stdout)
+    lack = 'cannot be read' if unreadable else f'has no wheel of it for Python {platform.python_version()} on {platform.machine()}'
+    say(f'compiling {requirement}: {wheels} {lack}')
+    return None
+
+
+def explain_ops(python: str) -> str | None:
+    """Say why the ops of the installed mmcv cannot be imported; None if they can."""
+    result = capture([python, '-c', 'import torch, mmcv._ext'])
+    if result.returncode == 0:
+        return None
+    reason = (result.stdout.strip().splitlines() or ['no reason given'])[-1]
+    if "'mmcv._ext'" not in reason:
+        cause = 'mmcv was compiled for another torch than the installed one'
+    elif any(Path(python).parents[1].glob('lib/python*/site-packages/mmcv/_ext.*')):
+        cause = 'mmcv was compiled for another Python'
+    else:
+        cause = 'mmcv was built where torch was missing, and so without its ops'
+    return f'{cause} ({reason})'
+
+
+def install_ops(pip: list[str], requirement: str, tag: str, wheels: str | None) -> None:
+    """Install mmcv from ``wheels`` if its ops run, else from the user's cache, else compile it; fail if its ops do not run."""
+    python = pip[0]
+
+    def install(wheel: Path) -> str | None:
+        # Another build of the same version may be there; pip would leave it.
+        capture([python, '-m', 'pip', 'uninstall', '--yes', requirement.split('==')[0]])
+        run([*pip, str(wheel)], f'installing {wheel}')
+        return explain_ops(python)
+
+    with tempfile.TemporaryDirectory() as folder:
+        if wheels and (found := find_wheel(python, requirement, wheels, folder)):
+            if not (reason := install(found)):
+                return
+            say(f'compiling {requirement}: with {found.name} of {wheels}, {reason}')
+    kept = build_ops(python, requirement, tag)
+    if reason := install(kept):
+        fail(f'{reason}: remove {kept} and start again, so that it is compiled for what is installed')
+
+
 def build_ops(python: str, requirement: str, tag: str) -> Path:
-    """The wheel of mmcv with compiled ops, from the cache or compiled now with progress."""
+    """Take the wheel of mmcv with compiled ops from the cache, or compile it now and show progress."""
     cache = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'fca_mmdet' / 'wheels' / tag
     name, version = requirement.split('==')
     pattern = f'{name.replace("-", "_")}-{version}-*.whl'
     if kept := sorted(cache.glob(pattern)):
-        print(f'environment: {requirement} was compiled before: {kept[0]}')
+        say(f'{requirement} was compiled before: {kept[0]}')
         return kept[0]
     jobs = check_compiler()
-    print(f'environment: compiling {requirement} with {jobs} jobs; on two cores this takes about 8 minutes', flush=True)
+    say(f'compiling {requirement} with {jobs} jobs; on two cores this takes about 8 minutes')
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as built:
         log = Path(built, 'log')
@@ -131,7 +188,7 @@ def build_ops(python: str, requirement: str, tag: str) -> Path:
                     seconds = time.monotonic() - start
                     left = seconds / done * (total - done)
                     end = '\r' if sys.stdout.isatty() else '\n'
-                    print(f'environment: compiled {done} of {total} units, {left / 60:.1f} min left  ', end=end, flush=True)
+                    say(f'compiled {done} of {total} units, {left / 60:.1f} min left  ', end)
         if process.wait():
             print(log.read_text()[-6000:])
             fail(f'{requirement} did not compile (the end of its output is above)')
@@ -140,12 +197,20 @@ def build_ops(python: str, requirement: str, tag: str) -> Path:
         kept_wheel = cache / wheel.name
         shutil.copy(wheel, kept_wheel.with_suffix('.part'))
         kept_wheel.with_suffix('.part').replace(kept_wheel)
-    print(f'environment: compiled in {(time.monotonic() - start) / 60:.1f} min, kept as {kept_wheel}')
+    say(f'compiled in {(time.monotonic() - start) / 60:.1f} min, kept as {kept_wheel}')
     return kept_wheel
 
 
-def prepare(stack: str, venv: Path, torch: str = TESTED_TORCH) -> None:
+def check_torch(version: str) -> None:
+    """Fail early where ``--torch`` is not a version that this package takes."""
+    oldest = '.'.join(map(str, OLDEST_TORCH))
+    if not re.fullmatch(r'2\.\d+(\.\d+)?', version) or tuple(map(int, version.split('.')[:2])) < OLDEST_TORCH:
+        fail(f'torch {version!r} cannot be installed: name a version from {oldest} on, as in TORCH={TESTED_TORCH}')
+
+
+def prepare(stack: str, venv: Path, torch: str = TESTED_TORCH, wheels: str | None = None) -> None:
     """Create or complete ``venv`` with that version of torch; does nothing if it is complete."""
+    check_torch(torch)
     pins = STACKS[stack]
     stamp = venv / 'prepared'
     constraints = Path(__file__).with_name(f'{stack}.txt')
@@ -153,29 +218,27 @@ def prepare(stack: str, venv: Path, torch: str = TESTED_TORCH) -> None:
     wanted = hashlib.sha256(b''.join(path.read_bytes() for path in sources) + f'{ROOT} {torch}'.encode()).hexdigest()
     python = str(venv / ('Scripts/python.exe' if os.name == 'nt' else 'bin/python'))
     if stamp.exists() and stamp.read_text() == wanted:
-        print(f'environment: {venv} is ready')
+        say(f'{venv} is ready')
         return
     check_machine(venv)
     if not Path(python).exists():
         run([sys.executable, '-m', 'venv', str(venv)], f'creating {venv}')
-    # The constraints are what the tests ran with; another Python may need other versions.
-    pip = [python, '-m', 'pip', 'install', '--quiet', *(['-c', str(constraints)] if sys.version_info[:2] == TESTED_PYTHON else [])]
+    pip = [python, '-m', 'pip', 'install', '--quiet', *(['-c', str(constraints)] if sys.version_info[:2] == PINNED_PYTHON else [])]
     run([*pip, '--upgrade', *BUILD_TOOLS], 'installing the build tools')
     run([*pip, f'torch=={torch}'], f'installing torch {torch} (200 MB without CUDA, some GB with it)')
-    version = subprocess.run([python, '-c', 'import torch; print(torch.__version__)'], capture_output=True, text=True, check=True)
+    installed = capture([python, '-c', 'import torch; print(torch.__version__)']).stdout.split()[-1]
     run([*pip, *pins['engine']], f'installing {pins["engine"][0]}')
-    tag = f'torch-{version.stdout.strip()}-{sys.implementation.cache_tag}-{platform.machine()}'
-    wheel = build_ops(python, pins['ops'][0], tag)
-    run([*pip, str(wheel), *pins['detection']], f'installing {pins["detection"][0]}')
-    for purpose in ('classification', 'segmentation'):
+    tag = f'torch-{installed}-{sys.implementation.cache_tag}-{platform.machine()}'
+    install_ops(pip, pins['ops'][0], tag, wheels)
+    for purpose in ('detection', 'classification', 'segmentation'):
         run([*pip, *pins[purpose]], f'installing {pins[purpose][0]}')
     beside = ['--no-deps', '--upgrade', '--target', str(venv / 'torchvision')]
-    _, minor, patch = torch.split('.')
+    _, minor, patch = re.findall(r'\d+', installed)[:3]
     torchvision = f'torchvision==0.{int(minor) + TORCHVISION_MINOR}.{patch}'
     run([python, '-m', 'pip', 'install', '--quiet', *beside, torchvision], f'installing {torchvision} beside the environment')
     run([*pip, '--no-build-isolation', '-e', f'{ROOT}[evaluation,experiments,onnx,ray,test]'], 'installing fca_mmdet and the test tools')
     stamp.write_text(wanted)
-    print(f'environment: {venv} is ready')
+    say(f'{venv} is ready')
 
 
 def main() -> None:
@@ -183,9 +246,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description='Prepare a virtual environment for fca_mmdet.')
     parser.add_argument('--stack', choices=STACKS, default='onedl', help='the distribution of mmdet (default: %(default)s)')
     parser.add_argument('--torch', default=TESTED_TORCH, help='its version (default: %(default)s)')
+    parser.add_argument('--wheels', help='a folder or an address with prebuilt wheels of mmcv; without one that fits, mmcv is compiled')
     parser.add_argument('--venv', type=Path, help='where to put it (default: .venv/STACK in the checkout)')
     args = parser.parse_args()
-    prepare(args.stack, (args.venv or ROOT / '.venv' / args.stack).absolute(), args.torch)
+    wheels = str(Path(args.wheels).absolute()) if args.wheels and '://' not in args.wheels else args.wheels
+    prepare(args.stack, (args.venv or ROOT / '.venv' / args.stack).absolute(), args.torch, wheels)
 
 
 if __name__ == '__main__':
