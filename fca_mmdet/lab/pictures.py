@@ -9,8 +9,9 @@ import cv2
 import mmcv
 import numpy as np
 import torch
+from matplotlib.patches import Patch
 from mmdet.structures import DetDataSample
-from mmdet.visualization import DetLocalVisualizer
+from mmdet.visualization import DetLocalVisualizer, get_palette
 from mmengine.dataset import pseudo_collate
 from mmengine.runner import Runner
 from torch import Tensor, nn
@@ -25,12 +26,26 @@ from ..frequency import Frequency
 from .plots import plt, write_figure
 
 
-def _show_detections(axis: plt.Axes, sample: DetDataSample, dataset_meta: dict | None, score: float, truth: bool) -> None:
-    visualizer = DetLocalVisualizer()
-    visualizer.dataset_meta = dataset_meta
+class _Shapes(DetLocalVisualizer):
+    """Draws boxes and masks without their names and scores, which would cover what is small and near."""
+
+    def draw_texts(self, *args: Any, **kwargs: Any) -> '_Shapes':
+        """Draw nothing."""
+        return self
+
+
+def _show_detections(axis: plt.Axes, sample: DetDataSample, dataset_meta: Mapping, score: float, truth: bool) -> None:
+    classes = dataset_meta['classes']
+    palette = dataset_meta.get('palette')
+    colours = palette if isinstance(palette, list) else get_palette('random', len(classes))
+    visualizer = _Shapes(line_width=2)
+    visualizer.dataset_meta = dict(classes=classes, palette=colours)
     visualizer.add_datasample('', mmcv.imread(sample.img_path, channel_order='rgb'), sample.cpu(), draw_gt=truth, pred_score_thr=score)
     axis.imshow(visualizer.get_image())
     axis.set_title(f'{Path(sample.img_path).name}: {"ground truth | " if truth else ""}predictions >= {score}', fontsize=9)
+    found = sample.pred_instances.labels[sample.pred_instances.scores >= score].unique().tolist()
+    handles = [Patch(color=np.divide(colours[label], 255), label=classes[label]) for label in found]
+    axis.legend(handles=handles, loc='upper center', bbox_to_anchor=(0.5, 0), ncols=6, frameon=False, fontsize=8)
 
 
 def draw_predictions(runner: Runner, out: Path, images: int = 6, score: float = 0.5) -> None:
