@@ -1,9 +1,8 @@
 """Frequency channel attention (FcaNet, ICCV 2021): the attention for torch, and backbones for MMDetection.
 
-With torch alone the import gives the attention. With mmdet it also checks the versions of mmdet, mmengine and mmcv, registers
-``FcaResNet``, its relatives, ``MultiSpectralAttention``, the attentions to compare it with and the padding of the published detectors in
-``mmdet.registry.MODELS``, and ``FastCocoMetric``, hooks and samplers in the registries of theirs, lets torch load mmengine's checkpoints
-as data, and lets mmengine resolve ``fca_mmdet::...``.
+With torch alone, the import gives the attention. With mmdet, it also checks the versions of mmdet, mmengine and mmcv, registers the
+backbones, attentions, preprocessor, metric, hooks and samplers in mmdet's registries, lets torch load mmengine's checkpoints as data, and
+lets mmengine resolve ``fca_mmdet::...``.
 """
 
 from .attention import MultiSpectralAttention, stage_plugins
@@ -30,6 +29,7 @@ __all__ = [
     'FrequencySelection',
     'MultiSpectralAttention',
     'OrientedDetDataPreprocessor',
+    'PreflightHook',
     'SqueezeExcitation',
     'UserError',
     '__version__',
@@ -42,7 +42,7 @@ if is_missing():
     __all__ = [name for name in __all__ if name in globals()]
 
     def __getattr__(name: str) -> object:
-        """Say what to install where a name needs mmdet."""
+        """Say what to install for a name that needs mmdet."""
         if name in _absent:
             raise ImportError(f'fca_mmdet.{name} needs mmdet, which is not installed; {INSTALL}')
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
@@ -61,4 +61,5 @@ else:
     from .resnet import FcaResNet, FcaResNetV1d, FcaResNeXt
     from .training import resume  # noqa: F401 (registers)
     from .training.evaluation import FastCocoMetric
+    from .training.preflight_hook import PreflightHook
     from .training.search import FrequencySearchHook

@@ -3,8 +3,8 @@
 FcaNet: Frequency Channel Attention Networks, Qin, Zhang, Wu, Li, ICCV 2021, https://arxiv.org/abs/2012.11879.
 With one frequency, (0, 0), it is squeeze-and-excitation (https://arxiv.org/abs/1709.01507) up to a constant (theorem 1).
 
-Differs from the published code (https://github.com/cfzd/FcaNet): any input size without a pooled tensor, no basis in the
-state dict for ``basis='dct'``, the learnable variants train, and errors say what is wrong.
+Differences from the published code (https://github.com/cfzd/FcaNet): inputs of any size are squeezed without a pooled tensor,
+``basis='dct'`` stores no basis in the state dict, the learnable variants train, and errors say what is wrong.
 """
 
 from collections.abc import MutableMapping, Sequence
@@ -22,39 +22,38 @@ from .squeeze import BASES, Projected
 
 
 class PreciseLinear(nn.Linear):
-    """A linear layer that computes in the precision of its input: where a frequency vector overflows float16, its gates need not."""
+    """A linear layer in the precision of its input: a frequency vector can overflow float16 where its gates do not."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """Multiply ``[N, C_in]`` to ``[N, C_out]`` with weights of whatever precision."""
+        """Map ``[N, C_in]`` to ``[N, C_out]`` with weights of any precision."""
         return F.linear(input, self.weight.to(input.dtype))
 
 
 class MultiSpectralAttention(nn.Module):
     """Multi-spectral channel attention (paper, equations 7 to 10).
 
-    The C channels are split into F equal groups in order. Group f is squeezed with the DCT component (u_f, v_f) of its feature map
-    pooled to the grid, ``freq[n, c]``; two bias-free linear layers turn the ``[N, C]`` vector into gates,
-    ``g = sigmoid(W_2 relu(W_0 freq))``; the output is ``x * g``.
+    The C channels are split in order into F equal groups. ``freq[n, c]`` is the DCT component (u_f, v_f) of channel c of group f, pooled
+    to the grid. Two bias-free linear layers turn the ``[N, C]`` vector into gates, ``g = sigmoid(W_2 relu(W_0 freq))``. The output is
+    ``x * g``.
 
-    Usable as a plugin of mmdet's backbones:
-    ``plugins=[dict(cfg=dict(type='MultiSpectralAttention', dct_size=14), position='after_conv3')]``, or ``stage_plugins()``, which gives
-    every stage its grid.
+    It is also a plugin of mmdet's backbones: ``plugins=[dict(cfg=dict(type='MultiSpectralAttention', dct_size=14),
+    position='after_conv3')]``, or ``stage_plugins()``, which gives each stage its grid.
 
     Args:
         in_channels: C.
-        dct_size: the grid, in cells: one number or (height, width). A stage of the published ImageNet models has 56, 28, 14, 7.
+        dct_size: the grid in cells, one number or (height, width). The stages of the published ImageNet models have 56, 28, 14 and 7.
         frequencies: ``top``, ``low`` or ``bot`` followed by 1, 2, 4, 8, 16 or 32, or (u, v) pairs of the 7x7 spectrum, u along the
-            height. They are scaled by ``dct_size // 7``; on a grid below 7 pairs are the grid's own indices. With ``basis='searched'``
-            only their number counts.
+            height. They are scaled by ``dct_size // 7``; on a grid below 7, pairs are the grid's own indices. With
+            ``basis='searched'``, only their number counts.
         reduction: the hidden layer of the excitation has ``C // reduction`` channels.
-        basis: ``dct``, or a variant of the paper's ablation: ``learned_dct``, ``random``, ``learned_random``; ``searched`` learns which
-            frequency each group should have (``FrequencySelection``). ``squeeze.BASES`` has the class of each.
+        basis: ``dct``, or a variant of the paper's ablation: ``learned_dct``, ``random``, ``learned_random``; ``searched`` learns the
+            frequency of each group (``FrequencySelection``). ``squeeze.BASES`` has the class of each.
         init_cfg: mmengine's.
 
     Raises:
-        TypeError: an argument of another type; in ``forward``, an input of integers, of complex numbers, or sparse.
+        TypeError: an argument of a wrong type; in ``forward``, an input that is sparse or not floating-point.
         ValueError: C not divisible by F, an unknown set or basis, a pair outside the spectrum or the grid, a named set or a search on a
-            grid below 7, a reduction that leaves no channel; in ``forward``, an input that is not ``[N, C, H, W]``.
+            grid below 7, a reduction outside 1..C; in ``forward``, an input that is not ``[N, C, H, W]``.
 
     Example:
         >>> attention = MultiSpectralAttention(64, dct_size=7)
@@ -84,19 +83,17 @@ class MultiSpectralAttention(nn.Module):
         groups = len(pairs)
         if in_channels < 1 or in_channels % groups:
             below = in_channels // groups * groups
-            fitting = f'{below} and {below + groups}' if below else f'{groups}'
+            fitting = f'{below} or {below + groups}' if below else f'{groups}'
             raise ValueError(
-                f'in_channels={in_channels} cannot be split into {groups} equal groups, one per frequency: the nearest that can '
-                f'are {fitting}; or choose a set with fewer frequencies'
+                f'in_channels={in_channels} must be a positive multiple of {groups}, the number of frequencies: '
+                f'use {fitting}, or fewer frequencies'
             )
-        if reduction < 1 or in_channels // reduction < 1:
-            raise ValueError(
-                f'reduction={reduction} leaves no channel of in_channels={in_channels} in the excitation: use 1 to {in_channels}'
-            )
+        if not 1 <= reduction <= in_channels:
+            raise ValueError(f'reduction={reduction} must be from 1 to in_channels={in_channels}')
         self.basis = basis
         self.init_cfg = init_cfg
         self.stride: int | None = None
-        """How many times smaller than the image its feature maps are, for the valid part; None: it pools over whole maps."""
+        """The stride of its feature maps, which scales the valid part. With None it pools over whole maps."""
         self.dct_layer = BASES[basis](in_channels, self.grid, pairs)
         self.fc = nn.Sequential(
             PreciseLinear(in_channels, in_channels // reduction, bias=False),
@@ -107,13 +104,13 @@ class MultiSpectralAttention(nn.Module):
 
     @property
     def frequencies(self) -> tuple[Frequency, ...]:
-        """The (u, v) pair of each group; of a search, the most probable so far."""
+        """The (u, v) pair of each group; in a search, the most probable so far."""
         return self.dct_layer.frequencies
 
     def init_weights(self) -> None:
         """Initialise as ``init_cfg`` says. mmengine calls this."""
         if self.init_cfg:
-            from mmengine.model import initialize  # an init_cfg is mmengine's, so who gives one has it
+            from mmengine.model import initialize  # whoever gives an init_cfg has mmengine
 
             initialize(self, self.init_cfg)
 
@@ -122,41 +119,44 @@ class MultiSpectralAttention(nn.Module):
         if x.dim() != 4 or x.shape[1] != self.in_channels:
             raise ValueError(f'expected an input of shape [N, {self.in_channels}, H, W], got {list(x.shape)}')
         if not x.is_floating_point() or x.layout != torch.strided:
-            raise TypeError(f'expected a dense input of floating point, got {x.layout} of {x.dtype}: convert it first')
+            raise TypeError(f'expected a dense floating-point input, got {x.dtype} with layout {x.layout}: convert it first')
         gate = self.excite(self.squeeze(x))
         return x * gate.to(x.dtype)[:, :, None, None]
 
     def squeeze(self, x: Tensor) -> Tensor:
-        """The frequency vector of a feature map, ``[N, C, H, W]`` to ``[N, C]``, in float32 at least.
+        """Compute the frequency vector of a feature map, ``[N, C, H, W]`` to ``[N, C]``, in float32 at least.
 
-        Half precision is raised to float32: a component is up to sqrt(h w) times the mean and would overflow float16.
+        Half precision is converted: a component is up to sqrt(h w) times the mean and would overflow float16.
         """
         with _without_autocast(x):
-            return self.dct_layer(_raised(x), self._valid_part())
+            return self.dct_layer(_promoted(x), self._valid_part())
 
     def gate_of_affine(self, z: Tensor, weight: Tensor, shift: Tensor) -> Tensor:
-        """The gates of ``y = weight z + shift`` without y, with a ``Projected`` basis: of ``[N, P, H, W]``, ``[C, P]`` and ``[C]``."""
+        """Compute the gates of ``y = weight z + shift`` without y, from ``[N, P, H, W]``, ``[C, P]`` and ``[C]`` to ``[N, C]``.
+
+        The basis must be ``Projected``.
+        """
         with _without_autocast(z):
-            z = _raised(z)
+            z = _promoted(z)
             maps = cast(Projected, self.dct_layer).maps(z, self._valid_part())
             return self.excite(project_affine(z, weight, shift, maps))
 
     def excite(self, freq: Tensor) -> Tensor:
-        """Gates in (0, 1) from the frequency vector, ``[N, C]`` to ``[N, C]``, in float32 at least, autocast or not."""
+        """Compute gates in (0, 1) from the frequency vector, ``[N, C]`` to ``[N, C]``, in float32 at least, even under autocast."""
         with _without_autocast(freq):
             return self.fc(freq.to(torch.promote_types(self.fc[0].weight.dtype, torch.float32)))  # type: ignore[arg-type]
 
     def extra_repr(self) -> str:
-        """The configuration, as the repr of the module shows it."""
+        """Show the configuration in the repr of the module."""
         return f'in_channels={self.in_channels}, grid={self.grid}, frequencies={len(self.dct_layer.configured)}, basis={self.basis}'
 
     def _valid_part(self) -> ValidPart | None:
-        """The part of the feature maps at hand to pool over."""
+        """Scale the valid part to these feature maps; None means whole maps."""
         valid = current_valid_part()
         return None if valid is None or self.stride is None else valid.at(self.stride)
 
     def _load_from_state_dict(self, state_dict: MutableMapping[str, Tensor], prefix: str, *args: Any) -> None:
-        """Take a search that version 0.1 has stored: it kept the selection one level up."""
+        """Accept a search stored by version 0.1, which kept the selection one level up."""
         for name in ('selection.logits', 'selection.temperature'):
             if prefix + name in state_dict:
                 state_dict[f'{prefix}dct_layer.{name}'] = state_dict.pop(prefix + name)
@@ -166,25 +166,26 @@ class MultiSpectralAttention(nn.Module):
 def stage_plugins(
     dct_size: Sequence[int | tuple[int, int]] = (56, 28, 14, 7), position: str = 'after_conv3', **attention: Any
 ) -> list[dict]:
-    """Write ``plugins=`` for a backbone of mmdet's (ResNet, ResNeXt, Res2Net, ResNeSt, RegNet, DetectoRS): each stage with its grid.
+    """Write ``plugins=`` for a backbone of mmdet (ResNet, ResNeXt, Res2Net, ResNeSt, RegNet, DetectoRS), with a grid for each stage.
 
     Args:
         dct_size: the grid of each stage.
         position: the slot, ``after_conv1``, ``after_conv2`` or ``after_conv3``.
-        attention: what else ``MultiSpectralAttention`` takes.
+        attention: other arguments of ``MultiSpectralAttention``.
 
     Raises:
-        TypeError: ``dct_size`` is not a sequence, which would leave stages without attention.
-        ValueError: it is empty, or there is no such slot.
+        TypeError: ``dct_size`` is not a sequence.
+        ValueError: ``dct_size`` is empty, or there is no such slot.
 
     Example:
         >>> stage_plugins(frequencies='low2')[1]['stages']
         (False, True, False, False)
     """
-    if not isinstance(dct_size, Sequence) or isinstance(dct_size, (str, bytes)):
-        raise TypeError(f'dct_size={dct_size!r} must give one grid for each stage, such as (56, 28, 14, 7)')
-    if not dct_size or str(position) not in ('after_conv1', 'after_conv2', 'after_conv3'):
-        raise ValueError(f'dct_size={dct_size!r} must give one grid for each stage, and position={position!r} be after_conv1, 2 or 3')
+    sequence = isinstance(dct_size, Sequence) and not isinstance(dct_size, (str, bytes))
+    if not sequence or not dct_size:
+        raise (ValueError if sequence else TypeError)(f'dct_size={dct_size!r} must give one grid for each stage, such as (56, 28, 14, 7)')
+    if str(position) not in ('after_conv1', 'after_conv2', 'after_conv3'):
+        raise ValueError(f'position={position!r} must be after_conv1, after_conv2 or after_conv3')
     return [
         dict(
             cfg=dict(type='mmdet.MultiSpectralAttention', dct_size=grid, **attention),
@@ -195,19 +196,19 @@ def stage_plugins(
     ]
 
 
-def _raised(x: Tensor) -> Tensor:
-    """In float32 at least."""
+def _promoted(x: Tensor) -> Tensor:
+    """Convert to float32 at least."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _without_autocast(x: Tensor) -> AbstractContextManager:
-    """Autocast switched off where it is on; elsewhere nothing, since entering the context costs time on small maps."""
+    """Switch autocast off, only if it is on: entering the context costs time on small maps."""
     device = x.device.type
     return torch.autocast(device, enabled=False) if device != 'meta' and torch.is_autocast_enabled(device) else nullcontext()
 
 
 def _as_grid(dct_size: int | tuple[int, int]) -> tuple[int, int]:
-    """``dct_size`` as (height, width), checked."""
+    """Check ``dct_size``, and return it as (height, width)."""
     pair = dct_size if isinstance(dct_size, (tuple, list)) and len(dct_size) == 2 else (dct_size, dct_size)
     height, width = (check_count('dct_size', size, ', or a (height, width) pair of them') for size in pair)
     if min(height, width) < 1:

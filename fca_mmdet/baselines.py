@@ -1,6 +1,6 @@
-"""Attentions to compare with under one recipe, where neither mmcv nor mmdet registers one that a ResNet's plugin slot can build.
+"""Attentions to compare with, as plugins of mmdet's ResNet.
 
-mmcv's ``ContextBlock`` (GCNet), ``NonLocal2d`` and ``GeneralizedAttention`` are registered already.
+mmcv has registered ``ContextBlock`` (GCNet), ``NonLocal2d`` and ``GeneralizedAttention`` already.
 """
 
 import math
@@ -16,13 +16,14 @@ from .errors import check_count
 
 @MODELS.register_module()
 class SqueezeExcitation(SELayer):
-    """mmdet's SELayer under the argument name that plugins are built with, and the name that it has in mmpretrain's SE-ResNet.
+    """mmdet's SELayer as a plugin.
 
-    So the published weights of SE-ResNet-50 and -101 initialise mmdet's ResNet with this plugin as they are.
+    Its parameters are named as in mmpretrain's SE-ResNet, so mmdet's ResNet with this plugin loads the published weights of SE-ResNet-50
+    and -101 as they are.
 
     Squeeze-and-Excitation Networks, Hu, Shen, Albanie, Sun, Wu, https://arxiv.org/abs/1709.01507, equations 2 to 4:
-    ``x * sigmoid(W_2 relu(W_1 mean(x)))``. ``ratio``: C / ratio channels between the two. ``bias=False`` leaves out the biases, as
-    FcaNet does, which then is ``frequencies='top1'`` up to a constant.
+    ``x * sigmoid(W_2 relu(W_1 mean(x)))`` with C / ``ratio`` channels between the two layers. ``bias=False`` leaves out the biases, as
+    FcaNet does: it then equals ``frequencies='top1'`` up to a constant.
 
     Example:
         >>> import torch
@@ -35,7 +36,7 @@ class SqueezeExcitation(SELayer):
     def __init__(self, in_channels: int, ratio: int = 16, bias: bool = True, **kwargs: Any):
         in_channels, ratio = check_count('in_channels', in_channels), check_count('ratio', ratio)
         if not 1 <= ratio <= in_channels:
-            raise ValueError(f'ratio={ratio} leaves no channel of in_channels={in_channels} between the two layers: use 1 to {in_channels}')
+            raise ValueError(f'ratio={ratio} must be from 1 to in_channels={in_channels}')
         super().__init__(channels=in_channels, ratio=ratio, **kwargs)
         if not bias:
             self.conv1.conv.bias = self.conv2.conv.bias = None
@@ -43,10 +44,10 @@ class SqueezeExcitation(SELayer):
 
 @MODELS.register_module()
 class EfficientChannelAttention(BaseModule):
-    """A one-dimensional convolution over the channels' means as the gate.
+    """A gate from a one-dimensional convolution over the means of the channels.
 
     ECA-Net: Efficient Channel Attention for Deep Convolutional Neural Networks, Wang et al., https://arxiv.org/abs/1910.03151:
-    ``x * sigmoid(conv_k(mean(x)))``; k is ``floor((log2(C) + 1) / 2)``, or one more where that is even (equation 12 as published in code).
+    ``x * sigmoid(conv_k(mean(x)))``; k is ``floor((log2(C) + 1) / 2)``, or one more if that is even (equation 12, as in their code).
 
     Example:
         >>> import torch
@@ -59,7 +60,7 @@ class EfficientChannelAttention(BaseModule):
     def __init__(self, in_channels: int, init_cfg: dict | None = None):
         super().__init__(init_cfg)
         if check_count('in_channels', in_channels) < 1:
-            raise ValueError('in_channels=0 leaves no channel to attend to: use 1 or more')
+            raise ValueError('in_channels=0 must be 1 or more')
         nearest = int((math.log2(in_channels) + 1) / 2)
         kernel = nearest + 1 - nearest % 2
         self.conv = nn.Conv1d(1, 1, kernel, padding=kernel // 2, bias=False)

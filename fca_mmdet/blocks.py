@@ -1,4 +1,4 @@
-"""mmdet's residual blocks with the attention: they name their modules, and run folded (``folding.py``) wherever that is exact.
+"""mmdet's residual blocks with the attention. They run folded (``folding.py``) wherever that is exact.
 
 FcaNet: Frequency Channel Attention Networks, Qin, Zhang, Wu, Li, ICCV 2021, https://arxiv.org/abs/2012.11879, section 4.1: the
 attention follows the last normalisation of each residual branch and precedes the addition, as SE's does. In mmdet's bottleneck that is
@@ -26,7 +26,7 @@ MODELS.register_module(module=MultiSpectralAttention)
 
 
 class _Call(threading.local):
-    """What belongs to the forward that runs in a thread."""
+    """The state of the forward in this thread."""
 
     def __init__(self) -> None:
         self.checkpointed = False
@@ -36,17 +36,17 @@ _call = _Call()
 
 
 class _Attended:
-    """What both blocks share: the choice of an execution."""
+    """The common part of both blocks: it chooses how to run."""
 
     att: MultiSpectralAttention
     downsample: Any
     fold: bool
-    is_foldable: Any  # () -> bool: whether the folded execution computes what the block's modules would
-    run_folded: Any  # (x) -> Tensor: the forward, folded, in the memory format of the input
+    is_foldable: Any  # () -> bool: whether the folded run is exact
+    run_folded: Any  # (x) -> Tensor, in the memory format of x
 
     @property
     def with_cp(self) -> bool:
-        """Whether to compute the block again in the backward pass rather than keep what it needs; within that, mmdet's forward must not."""
+        """Whether to compute the block again in the backward pass. False within that, so that mmdet's forward does not start another."""
         return self._with_cp and not _call.checkpointed
 
     @with_cp.setter
@@ -60,7 +60,7 @@ class _Attended:
         return self.run_folded(x) if self.fold and x.dim() == 4 and self.is_foldable() else self.run_readable(x)
 
     def _recomputed(self, x: Tensor, valid: ValidPart | None) -> Tensor:
-        """The forward within the valid part of its own batch, in whichever thread the backward pass runs."""
+        """Run the forward with the valid part of its own batch: the backward pass may run in another thread."""
         before, _call.checkpointed = _call.checkpointed, True
         try:
             with within(valid):
@@ -73,7 +73,7 @@ class _Attended:
         return super().forward(x)  # type: ignore[misc]
 
     def _shortcut_normalised(self) -> Iterator[tuple[nn.Module, nn.Module]]:
-        """The shortcut's convolution with its normalisation, if there is one."""
+        """Yield the shortcut's convolution with its normalisation, if there is a shortcut."""
         downsample = self.downsample
         if downsample is not None:
             known = isinstance(downsample, nn.Sequential) and len(downsample) >= 2
@@ -82,7 +82,7 @@ class _Attended:
     def _shortcut(self, x: Tensor) -> Tensor:
         if self.downsample is None:
             return x
-        *pool, conv, norm = self.downsample  # ResNet-D averages before it
+        *pool, conv, norm = self.downsample  # ResNet-D pools first
         for module in pool:
             x = module(x)
         return convolve(conv, norm, x)
@@ -93,10 +93,10 @@ class FcaBasicBlock(_Attended, BasicBlock):
 
     Args:
         inplanes: input channels.
-        planes: output channels, which the frequencies must divide.
+        planes: output channels, a multiple of the number of frequencies.
         frequencies, dct_size, reduction, basis: as in ``MultiSpectralAttention``.
-        fold: run the folded execution (``fca_mmdet/folding.py``) wherever it is exact.
-        block_kwargs: what mmdet's BasicBlock takes.
+        fold: run folded (``fca_mmdet/folding.py``) wherever that is exact.
+        block_kwargs: other arguments of mmdet's BasicBlock.
 
     Example:
         >>> FcaBasicBlock(64, 64, dct_size=56)(torch.rand(1, 64, 25, 42)).shape
@@ -119,7 +119,7 @@ class FcaBasicBlock(_Attended, BasicBlock):
         self.att = MultiSpectralAttention(planes * self.expansion, dct_size, frequencies, reduction, basis)
 
     def is_foldable(self) -> bool:
-        """Whether the folded execution computes what the block's modules would (``folding.is_foldable``)."""
+        """Check whether the folded run is exact (``folding.is_foldable``)."""
         normalised = [(self.conv1, self.norm1), (self.conv2, self.norm2), *self._shortcut_normalised()]
         return is_plain(self.relu, nn.ReLU) and is_foldable(self, self.att, normalised)
 
@@ -129,7 +129,7 @@ class FcaBasicBlock(_Attended, BasicBlock):
         return add_attended(self.att, self._shortcut(x), convolve(self.conv2, self.norm2, z))
 
     def run_readable(self, x: Tensor) -> Tensor:
-        """Compute the block module by module. mmdet's BasicBlock has no plugin slot to use here."""
+        """Compute the block module by module: mmdet's BasicBlock has no plugin slot."""
         out = self.relu(self.norm1(self.conv1(x)))
         out = self.att(self.norm2(self.conv2(out)))
         out += x if self.downsample is None else self.downsample(x)
@@ -141,11 +141,11 @@ class FcaBottleneck(_Attended, Bottleneck):
 
     Args:
         inplanes: input channels.
-        planes: a quarter of the output channels, which the frequencies must divide.
+        planes: a quarter of the output channels, which are a multiple of the number of frequencies.
         frequencies, dct_size, reduction, basis: as in ``MultiSpectralAttention``.
-        fold: run the folded execution (``fca_mmdet/folding.py``) wherever it is exact.
-        plugins: mmdet's plugins beside the attention.
-        block_kwargs: what else mmdet's Bottleneck takes.
+        fold: run folded (``fca_mmdet/folding.py``) wherever that is exact.
+        plugins: other plugins.
+        block_kwargs: other arguments of mmdet's Bottleneck.
 
     Example:
         >>> block, x = FcaBottleneck(256, 64, dct_size=56).eval(), torch.rand(1, 256, 25, 42)
@@ -171,7 +171,7 @@ class FcaBottleneck(_Attended, Bottleneck):
         self.fold = fold
 
     def is_foldable(self) -> bool:
-        """Whether the folded execution computes what the block's modules would (``folding.is_foldable``)."""
+        """Check whether the folded run is exact (``folding.is_foldable``)."""
         normalised = [(self.conv1, self.norm1), (self.conv2, self.norm2), (self.conv3, self.norm3), *self._shortcut_normalised()]
         return (
             self.after_conv3_plugin_names == ['att']
@@ -190,7 +190,7 @@ class FcaBottleneck(_Attended, Bottleneck):
 
 
 class FcaResNeXtBottleneck(FcaBottleneck, ResNeXtBottleneck):
-    """``FcaBottleneck`` with the grouped 3x3 convolution of mmdet's ResNeXt: ``groups``, ``base_width`` and ``base_channels`` beside it.
+    """``FcaBottleneck`` with the grouped 3x3 convolution of mmdet's ResNeXt: it adds ``groups``, ``base_width`` and ``base_channels``.
 
     Example:
         >>> FcaResNeXtBottleneck(256, 64, dct_size=56, groups=32, base_width=4)(torch.rand(1, 256, 25, 42)).shape

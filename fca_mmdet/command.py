@@ -1,4 +1,4 @@
-"""How a command of ``tools/`` ends on a user's mistake."""
+"""End a command of ``tools/`` with one line on a user's mistake."""
 
 import inspect
 import sys
@@ -13,10 +13,10 @@ Result = TypeVar('Result')
 
 
 def command(main: Callable[[], Result]) -> Callable[[], Result]:
-    """Let a script's ``main`` end on a user's mistake, or on a file that cannot be read or written, with ``script: sentence``.
+    """Wrap a script's ``main``: a user's mistake, or a file that cannot be read or written, ends it with ``script: sentence``.
 
     Raises:
-        SystemExit: with that line, which Python prints before it ends with 1.
+        SystemExit: with that line. Python prints it, and exits with 1.
     """
     name = Path(inspect.getfile(main)).stem
 

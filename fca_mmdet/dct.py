@@ -8,7 +8,7 @@ its pooled map. Adaptive average pooling to a grid of h x w cells is ``P_h X P_w
 with a rank-1 map that depends on sizes only. Nothing is pooled, and the backward pass is a product with the same map: exact and
 deterministic, where adaptive pooling's backward on CUDA is not.
 
-Differs from the published code, which pools, multiplies with a stored basis of the grid's size and sums.
+The published code instead pools, multiplies with a stored basis of the grid's size, and sums.
 """
 
 import math
@@ -23,14 +23,8 @@ from .frequency import FREQUENCY_SETS, SPECTRUM, Frequency
 def dct_basis(indices: Sequence[int], length: int, device: torch.device | None = None) -> Tensor:
     """Compute basis vectors of the orthonormal DCT-II.
 
-    ``B(u, x) = sqrt((1 if u == 0 else 2) / L) cos(pi u (x + 1/2) / L)`` for x in 0..L-1.
-
-    Args:
-        indices: the frequencies u.
-        length: L, the number of samples.
-
-    Returns:
-        ``[len(indices), length]``, float64.
+    ``B(u, x) = sqrt((1 if u == 0 else 2) / L) cos(pi u (x + 1/2) / L)`` for the U frequencies u in ``indices`` and for x in 0..L-1, with L
+    the ``length``: ``[U, L]``, float64.
 
     Example:
         >>> dct_basis([0], 4)
@@ -45,12 +39,11 @@ def dct_basis(indices: Sequence[int], length: int, device: torch.device | None =
 def pooling_matrix(size: int, cells: int, device: torch.device | None = None, valid: Tensor | None = None) -> Tensor:
     """Write adaptive average pooling along one axis as a matrix.
 
-    Cell i averages the entries from floor(i size / cells) up to, not including, ceil((i + 1) size / cells). ``size`` may be smaller
-    than ``cells`` and may be symbolic: the matrix is a comparison of two index ranges.
+    Cell i averages the entries from floor(i size / cells) up to, not including, ceil((i + 1) size / cells). ``size`` may be smaller than
+    ``cells``, and it may be symbolic: the matrix compares two index ranges.
 
     Args:
-        size: the number of entries.
-        cells: the number of cells.
+        size, cells: the numbers of entries and of cells.
         valid: ``[N]``, integers from 1 to ``size``: in image n only the first ``valid[n]`` entries are pooled, as if there were no more.
 
     Returns:
@@ -73,7 +66,7 @@ def pooling_matrix(size: int, cells: int, device: torch.device | None = None, va
 
 
 def spectrum_scale(grid: tuple[int, int]) -> tuple[int, int]:
-    """How many indices of the grid's own spectrum one step of the 7x7 spectrum is, along the height and the width."""
+    """Compute the factors from indices of the 7x7 spectrum to the grid's own, along the height and the width."""
     height, width = (max(cells // SPECTRUM, 1) for cells in grid)
     return height, width
 
@@ -100,13 +93,13 @@ def projection_maps(
     device: torch.device | None = None,
     valid: Tensor | None = None,
 ) -> Tensor:
-    """Compute one map per frequency: its inner product with a channel is the DCT component of that channel pooled to ``grid``.
+    """Compute one map per frequency: its inner product with a channel is the DCT component of the channel pooled to ``grid``.
 
     Args:
         frequencies: (u, v) pairs.
         grid: its (height, width) in cells.
         height, width: of the feature map.
-        valid: ``[N, 2]``, the height and width of each image's own part, at the top left: the rest is left out of the pooling.
+        valid: ``[N, 2]``, the height and width of each image's own part, at the top left: only this is pooled.
 
     Returns:
         ``[F, height, width]``, or ``[N, F, height, width]`` with ``valid``; float64.
@@ -124,7 +117,7 @@ def projection_maps(
 
 
 def full_basis(frequencies: Sequence[Frequency], grid: tuple[int, int], channels: int) -> Tensor:
-    """Compute the DCT components of C channels in equal groups as one tensor, ``[C, h, w]`` float32: what published checkpoints store.
+    """Compute the DCT components of C channels in equal groups as published checkpoints store them: ``[C, h, w]``, float32.
 
     Example:
         >>> full_basis([Frequency(0, 0)], (2, 2), 1)
@@ -137,9 +130,9 @@ def full_basis(frequencies: Sequence[Frequency], grid: tuple[int, int], channels
 
 
 def describe_basis(weight: Tensor) -> str:
-    """Say what a stored ``[C, h, w]`` tensor is: the arguments that compute it, or the ``basis`` that loads it.
+    """Describe a stored ``[C, h, w]`` tensor by the arguments that compute it, or by the ``basis`` that loads it.
 
-    Its own DCT shows it: each channel of a fixed basis has a single coefficient, which is 1.
+    The DCT of each channel of a fixed basis has a single coefficient that is not 0; its indices are the frequency.
 
     Example:
         >>> describe_basis(full_basis(FREQUENCY_SETS['low4'], (14, 14), 64))
@@ -156,13 +149,13 @@ def describe_basis(weight: Tensor) -> str:
     pairs = tuple(Frequency(index // width // scale_u, index % width // scale_v) for index in indices[::group])
     if not same_basis(weight, full_basis(pairs, (height, width), channels)):
         kind = 'random' if weight.min() >= 0 and weight.max() <= 1 else 'learned_dct'
-        return f'a learned or random tensor: dct_size={size} with basis={kind!r}, or another learned or random basis, loads it'
+        return f'a learned or random tensor (dct_size={size} with basis={kind!r}, or another learned or random basis, loads it)'
     name = next((name for name, frequencies in FREQUENCY_SETS.items() if frequencies == pairs), None)
     return f'frequencies={name or [tuple(pair) for pair in pairs]!r}, dct_size={size}'
 
 
 def same_basis(stored: Tensor, computed: Tensor) -> bool:
-    """Whether a stored tensor is the computed one, up to the rounding of the type that it was stored in."""
+    """Check whether a stored tensor is the computed one, up to the rounding of its dtype."""
     if stored.shape != computed.shape or not stored.is_floating_point():
         return False
     tolerance = max(1e-5, 2 * torch.finfo(stored.dtype).eps) * computed.abs().max()

@@ -1,4 +1,4 @@
-"""Detectors as commands use them: built from a config, opened with trained weights, shown an image."""
+"""Build a detector from a config, open a trained one, and load images for it."""
 
 from pathlib import Path
 from typing import Any
@@ -19,17 +19,17 @@ SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff')
 
 
 def build_detector(cfg: Config) -> nn.Module:
-    """Build the model of a config with random weights: what its backbone's ``init_cfg`` names is not read."""
+    """Build the model of a config with random weights, without its backbone's ``init_cfg``."""
     init_default_scope(cfg.get('default_scope') or 'mmdet')
     backbone = {**cfg.model.backbone, 'init_cfg': None}
     return MODELS.build({**cfg.model, 'backbone': backbone})
 
 
 def open_detector(config: Path, checkpoint: Path, device: str = 'cpu') -> nn.Module:
-    """Build a detector with trained weights, in eval mode. The checkpoint is read as data, as is any other from then on.
+    """Build a detector with trained weights, in eval mode. This checkpoint and all later ones are read as data.
 
     Raises:
-        UserError: no such config or checkpoint, a config without a model, or a checkpoint that cannot be used.
+        UserError: there is no such config or checkpoint, the config has no model, or the checkpoint cannot be used.
     """
     cfg = read_config(config)
     refuse_pickled_code()
@@ -43,7 +43,7 @@ def find_images(folder: Path, count: int) -> list[Path]:
     """List the first ``count`` images of a folder in the order of their names.
 
     Raises:
-        UserError: there are none.
+        UserError: it has no image.
     """
     paths = sorted(path for path in folder.glob('*') if path.suffix.lower() in SUFFIXES)[:count]
     if not paths:
@@ -52,7 +52,7 @@ def find_images(folder: Path, count: int) -> list[Path]:
 
 
 def load_image(detector: nn.Module, path: Path) -> dict[str, Any]:
-    """Pass an image file through a detector's test pipeline: ``inputs`` and ``data_samples``, as its ``test_step`` takes them."""
+    """Load an image with a detector's test pipeline, as the ``inputs`` and ``data_samples`` of its ``test_step``."""
     pipeline = Compose(get_test_pipeline_cfg(detector.cfg.copy()))  # type: ignore[operator, union-attr]
     item = pipeline(dict(img_path=str(path), img_id=0))
     return dict(inputs=[item['inputs']], data_samples=[item['data_samples']])

@@ -1,4 +1,4 @@
-"""Files that are whole or absent at any time, whatever ends the process that writes them."""
+"""Write files that are whole or absent at any time, even if the process is killed."""
 
 import os
 import tempfile
@@ -11,7 +11,7 @@ from .errors import UserError
 
 @contextmanager
 def whole_file(path: str | os.PathLike) -> Iterator[Path]:
-    """Give the name under which to write ``path``, which it replaces once all of it is on the disk; if writing fails, nothing is left.
+    """Yield a temporary name to write to. Once that file is on the disk, it replaces ``path``; if writing fails, it is removed.
 
     Example:
         >>> path = Path(tempfile.mkdtemp(), 'file')
@@ -34,13 +34,13 @@ def whole_file(path: str | os.PathLike) -> Iterator[Path]:
 
 
 def write_whole(path: str | os.PathLike, content: str | bytes) -> None:
-    """Write a text, or bytes, as ``whole_file`` does."""
+    """Write text or bytes with ``whole_file``."""
     with whole_file(path) as part:
         part.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def check_writable(path: Path) -> None:
-    """Make the folder of a file that a command is to write later.
+    """Make the folder of a file that a command will write, and check that it is writable.
 
     Raises:
         UserError: the folder cannot be made or written to.
@@ -53,5 +53,5 @@ def check_writable(path: Path) -> None:
 
 
 def unwritable(path: Path, error: OSError) -> UserError:
-    """Say why a file that ``--out`` names cannot be written."""
+    """Say why the file that ``--out`` names cannot be written."""
     return UserError(f'{path} cannot be written ({error.strerror}): name another file with --out')

@@ -1,7 +1,7 @@
 """The folded execution of a residual block: the same function, with fewer feature maps written, read and kept for backward.
 
 With frozen statistics a normalisation is affine, so it folds into the convolution before it ("Tune-Mode ConvBN Blocks",
-https://arxiv.org/abs/2305.11624). In a bottleneck that leaves, with z the input of conv3 and s, b the scale and shift of its normalisation,
+https://arxiv.org/abs/2305.11624). In a bottleneck, with z the input of conv3 and s, b the scale and shift of its normalisation,
 
     y = s W_3 z + b,    freq[c] = <map_f, y[c]> = s_c sum_p W_3[c, p] <map_f, z[p]> + b_c sum(map_f),
 
@@ -10,17 +10,17 @@ conv3 runs, and
 
     relu(x + g y) = relu(x + g b + (g s W_3) z)
 
-is one matrix product per image that adds into the shortcut: neither conv3's output, nor the normalised, nor the scaled map exists.
+is one matrix product per image that adds into the shortcut. The output of conv3, the normalised map and the scaled map are never made.
 
-Three ways to run a block, all exact; the first that applies is taken:
+A block runs in the first of three ways that applies; all are exact:
 
-1. *readable*: the modules' own forwards, where ``is_foldable`` says no.
-2. *product*, the formula above: a bottleneck in eager mode whose z has at least ``PRODUCT_PIXELS`` pixels per channel. On smaller maps it
-   costs more to scale W_3 for every image than a feature map costs.
-3. *gate*: y from a convolution, then one scale-and-add. A basic block's 3x3 convolution does not commute with the projection, and a
-   compiler fuses this form better. The gate comes from y, or, compiled, from z.
+1. *readable*: the modules' own forwards, if ``is_foldable`` says no.
+2. *product*, the formula above: a bottleneck in eager mode whose z has at least ``PRODUCT_PIXELS`` pixels per channel. On smaller maps,
+   scaling W_3 for every image costs more than it saves.
+3. *gate*: y from a convolution, then one scale-and-add. A basic block needs this, since its 3x3 convolution does not commute with the
+   projection, and a compiler fuses it better. The gate comes from y; in a compiled bottleneck, from z.
 
-Nothing here knows a framework's blocks: a block names its convolutions, each with the normalisation after it.
+This file knows no framework's blocks: a block passes its convolutions, each with the normalisation after it.
 """
 
 from collections.abc import Iterable
@@ -35,26 +35,23 @@ from .projection import is_symbolic
 from .squeeze import Projected
 
 PRODUCT_PIXELS = 8
-"""H W / P from which on the product form runs, P the channels of conv3's input (``tools/benchmark.py forms`` measures it)."""
+"""The product form runs from this H W / P on, with P the channels of conv3's input (``tools/benchmark.py forms`` measures it)."""
 
 CONVOLVED_BYTES = 32 * 2**20
-"""The largest contiguous map of one image whose product runs as a convolution with that image's weights, as channels_last maps always do.
+"""The largest contiguous map of a single image whose product runs as a convolution, as a channels_last map's always does.
 
-On larger ones oneDNN's copies into its own layout, which glibc maps anew each time, cost more than its kernel gains on a matrix product.
+On larger maps, oneDNN's copies into its own layout, which glibc maps anew each time, cost more than its kernel saves.
 """
 
 
 def is_foldable(block: nn.Module, attention: nn.Module, normalised: Iterable[tuple[nn.Module, nn.Module]]) -> bool:
-    """Whether the folded execution computes what a block's modules would. Ask at each forward, since all of this can change.
+    """Check whether the folded run is exact. Ask at each forward, since all of this can change.
 
-    It does if every normalisation is a batch normalisation with frozen statistics, or is fused into its convolution (mmcv's
-    ``fuse_conv_bn``), every convolution is torch's own (no DCN), the attention's basis is ``Projected``, and nothing watches a module that
-    would be passed by: no hook, no forward of its own.
+    It is if every normalisation is a batch normalisation with frozen statistics, or is fused into its convolution (mmcv's
+    ``fuse_conv_bn``), every convolution is torch's own (no DCN), none of these has a forward of its own, the attention's basis is
+    ``Projected``, and no hook watches a module inside the block.
 
-    Args:
-        block: holds all the modules.
-        attention: its last module before the addition.
-        normalised: its convolutions, each with its normalisation; the shortcut's too.
+    ``attention`` is the last module before the addition; ``normalised`` has each convolution, the shortcut's too, with its normalisation.
     """
     return (
         isinstance(attention, MultiSpectralAttention)
@@ -66,12 +63,12 @@ def is_foldable(block: nn.Module, attention: nn.Module, normalised: Iterable[tup
 
 
 def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether a module is of a kind and has no other forward than that kind's."""
+    """Check whether a module is of a kind and has that kind's forward."""
     return isinstance(module, kind) and type(module).forward is kind.forward and 'forward' not in module.__dict__
 
 
 def _is_affine(norm: nn.Module) -> bool:
-    # mmengine makes of SyncBatchNorm, where there is one process, a relative of BatchNorm2d.
+    # With a single process, mmengine turns SyncBatchNorm into a relative of BatchNorm2d.
     batch_norm = is_plain(norm, nn.modules.batchnorm._BatchNorm) or is_plain(norm, nn.SyncBatchNorm)
     return is_plain(norm, nn.Identity) or (batch_norm and not norm.training and norm.running_var is not None)
 
@@ -85,8 +82,8 @@ def fold_normalisation(
 ) -> tuple[Tensor, Tensor]:
     """Write a convolution and the frozen normalisation after it as one convolution, W' and b'.
 
-    ``offset + scale (W x + bias - mean) / sqrt(variance + eps) = W' x + b'`` with W ``[C, ...]`` and all others ``[C]``; None for no bias,
-    and for a normalisation without parameters.
+    ``offset + scale (W x + bias - mean) / sqrt(variance + eps) = W' x + b'`` with W ``[C, ...]`` and all others ``[C]``. ``bias`` is None
+    for a convolution without bias, ``scale`` and ``offset`` for a normalisation without parameters.
 
     Example:
         >>> one = torch.ones(1)
@@ -102,14 +99,14 @@ def fold_normalisation(
 
 
 def fold_modules(conv: nn.Conv2d, norm: nn.Module) -> tuple[Tensor, Tensor]:
-    """``fold_normalisation`` of two modules; ``nn.Identity`` is a normalisation that is fused already."""
+    """Call ``fold_normalisation`` for two modules; ``nn.Identity`` is a normalisation that is fused already."""
     if isinstance(norm, nn.Identity):
         return conv.weight, conv.weight.new_zeros(len(conv.weight)) if conv.bias is None else conv.bias
     return fold_normalisation(conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)  # type: ignore[arg-type]
 
 
 def convolve(conv: nn.Conv2d, norm: nn.Module, x: Tensor) -> Tensor:
-    """A convolution and the frozen normalisation after it; as one, unless a copy of the weights is larger than a feature map."""
+    """Run a convolution and the frozen normalisation after it, as one step unless a copy of the weights is larger than a feature map."""
     pixels = x.shape[0] * x.shape[2] * x.shape[3] // (conv.stride[0] * conv.stride[1])
     if isinstance(norm, nn.Identity) or (not is_symbolic() and pixels < conv.weight[0].numel()):
         return norm(conv(x))
@@ -117,16 +114,16 @@ def convolve(conv: nn.Conv2d, norm: nn.Module, x: Tensor) -> Tensor:
 
 
 def add_attended(attention: MultiSpectralAttention, identity: Tensor, y: Tensor) -> Tensor:
-    """End a block whose last convolution's output is known: ``relu(identity + g y)``, with the gate g of y."""
+    """End a block from y, its last normalised convolution: ``relu(identity + g y)``, with g the gate of y."""
     return scale_and_add(identity, y, attention.excite(attention.squeeze(y)))
 
 
 def add_attended_product(
     attention: MultiSpectralAttention, identity: Tensor, z: Tensor, conv: nn.Conv2d, norm: nn.Module, owned: bool
 ) -> Tensor:
-    """End a bottleneck: ``relu(identity + g y)`` with y the 1x1 convolution of z and its normalisation, and g the gate of y.
+    """End a bottleneck: ``relu(identity + g y)``, with y the normalised 1x1 convolution of z and g the gate of y.
 
-    ``identity`` is ``[N, C, H, W]``; ``owned`` says that nobody else holds it, so that it may be written to.
+    ``identity`` is ``[N, C, H, W]``. ``owned``: nothing else uses it, so it may be overwritten.
     """
     if not is_symbolic() and z.shape[2] * z.shape[3] < PRODUCT_PIXELS * z.shape[1]:
         return add_attended(attention, identity, convolve(conv, norm, z))
@@ -138,21 +135,21 @@ def add_attended_product(
 
 
 def scale_and_add(identity: Tensor, y: Tensor, gate: Tensor) -> Tensor:
-    """``relu(identity + gate y)``: ``[N, C, H, W]``, the same, and ``[N, C]``."""
+    """Compute ``relu(identity + gate y)``, with ``identity`` and y ``[N, C, H, W]`` and the gate ``[N, C]``."""
     return F.relu_(torch.addcmul(identity.to(y.dtype), y, gate.to(y.dtype)[:, :, None, None]))
 
 
 def add_product(identity: Tensor, z: Tensor, weight: Tensor, shift: Tensor, owned: bool) -> Tensor:
-    """``relu(identity + shift + weight z)``, with ``weight`` ``[N, C, P]`` and ``shift`` ``[N, C]``.
+    """Compute ``relu(identity + shift + weight z)``, with ``weight`` ``[N, C, P]`` and ``shift`` ``[N, C]``.
 
-    Where nobody else holds ``identity`` (``owned``) and there is no gradient, it is written to, which saves a feature map.
+    If nothing else uses ``identity`` (``owned``) and there is no gradient, it is overwritten, which saves a feature map.
     """
     identity, weight, shift = identity.to(z.dtype), weight.to(z.dtype), shift.to(z.dtype)
     owned = owned and not any(value.requires_grad for value in (identity, z, weight))
     channels_last = z.is_contiguous(memory_format=torch.channels_last)
     if len(z) == 1 and not owned and (channels_last or identity.nbytes <= CONVOLVED_BYTES):
         return F.relu_(F.conv2d(z, weight[0, :, :, None, None], shift[0]).add_(identity))
-    # Pixels are flattened first, since autograd copies what is written to through a view.
+    # Pixels are flattened first, since autograd copies a tensor that is written to through a view.
     if channels_last:
         out, shift = identity.permute(0, 2, 3, 1).flatten(1, 2), shift[:, None]
         factors = z.permute(0, 2, 3, 1).flatten(1, 2), weight.transpose(1, 2)

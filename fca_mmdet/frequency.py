@@ -1,12 +1,11 @@
 """Frequencies of the 7x7 DCT spectrum and the named sets of FcaNet.
 
 Multi-spectral attention (FcaNet, ICCV 2021, https://arxiv.org/abs/2012.11879, section 3.3) gives each group of channels one
-two-dimensional DCT frequency (u, v), u along the height and v along the width, both in 0..6. The three rankings below are the
-published ones: ``top`` by the accuracy that each frequency reaches alone (FcaNet-TS), ``low`` by how low the frequency is
-(FcaNet-LF), ``bot`` the least accurate first.
+two-dimensional DCT frequency (u, v), u along the height and v along the width, both in 0..6. The three rankings below are published:
+``top`` begins with the frequencies that reach the highest accuracy alone (FcaNet-TS), ``bot`` with those that reach the lowest, and
+``low`` with the lowest frequencies (FcaNet-LF).
 
-Differs from the published code: a frequency is one (u, v) pair instead of an entry in each of two lists, and a set may be given
-as pairs.
+In the published code a frequency is an entry in each of two lists; here it is a (u, v) pair, and a set may be given as pairs.
 """
 
 import numbers
@@ -14,7 +13,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, TypeAlias
 
 SPECTRUM = 7
-"""Frequencies along each axis of the spectrum that (u, v) refers to."""
+"""The number of frequencies along each axis of the spectrum of (u, v)."""
 
 
 class Frequency(NamedTuple):
@@ -25,7 +24,7 @@ class Frequency(NamedTuple):
 
 
 Frequencies: TypeAlias = str | Sequence[tuple[int, int]]
-"""What ``frequencies=`` takes: the name of a set, or (u, v) pairs."""
+"""The type of ``frequencies=``: the name of a set, or (u, v) pairs."""
 
 _RANKINGS = {
     'top': '00 01 60 05 02 10 12 40 50 16 30 04 06 03 35 22 46 63 33 53 55 21 61 52 54 32 31 41 23 20 65 13',
@@ -46,14 +45,11 @@ CANDIDATES = tuple(Frequency(u, v) for u in range(SPECTRUM) for v in range(SPECT
 
 
 def resolve_frequencies(frequencies: Frequencies) -> tuple[Frequency, ...]:
-    """Return the (u, v) pairs of a named set, or the given pairs, checked.
-
-    Args:
-        frequencies: a key of ``FREQUENCY_SETS``, or (u, v) pairs with u and v in 0..6.
+    """Return the (u, v) pairs of a set in ``FREQUENCY_SETS``, or the given pairs, with u and v in 0..6.
 
     Raises:
-        TypeError: neither a name nor something with a length.
-        ValueError: an unknown name, no pair at all, an entry that is not a pair of integers, or a pair outside the spectrum.
+        TypeError: neither a name nor a sized collection.
+        ValueError: an unknown name, no pair, an entry that is not a pair of integers, or a pair outside the spectrum.
 
     Example:
         >>> resolve_frequencies('low2')

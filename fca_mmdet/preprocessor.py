@@ -1,6 +1,6 @@
 """The padding that FcaNet's published detectors were trained with.
 
-Channel attention pools over padding, so weights see another input distribution under another padding
+Channel attention pools over padding, so weights see another input distribution with another padding
 (FcaNet, ICCV 2021, https://arxiv.org/abs/2012.11879; published detection code at https://github.com/cfzd/FcaNet).
 """
 
@@ -17,16 +17,15 @@ from .errors import check_count
 class CanvasDetDataPreprocessor(DetDataPreprocessor):
     """mmdet's DetDataPreprocessor that also pads every image to ``canvas``, in training and in test.
 
-    The canvas lies along the image's longer side. A batch with images of both orientations is padded to the larger height and the larger
-    width, as a batch of such canvases. Padding is zero after normalisation, on the right and below; an image larger than the canvas keeps
-    its size.
+    The canvas is turned for a portrait image. A batch with both orientations is padded to the larger height and the larger width. Padding
+    is zero after normalisation, on the right and below. An image larger than the canvas keeps its size.
 
     Args:
-        canvas: (height, width) for a landscape or square image; exchanged for a portrait one.
-        preprocessor_kwargs: what mmdet's DetDataPreprocessor takes. ``pad_size_divisor=1`` leaves the canvas as it is.
+        canvas: (height, width) for a landscape or square image.
+        preprocessor_kwargs: arguments of mmdet's DetDataPreprocessor. ``pad_size_divisor=1`` leaves the canvas as it is.
 
     Raises:
-        ValueError: a canvas that is not two positive numbers.
+        TypeError, ValueError: the canvas is not two positive integers.
 
     Example:
         >>> import torch
@@ -61,4 +60,4 @@ class CanvasDetDataPreprocessor(DetDataPreprocessor):
 
 
 OrientedDetDataPreprocessor = CanvasDetDataPreprocessor
-"""The name up to version 0.1. In this field, "oriented" means rotated boxes."""
+"""The former name; "oriented" usually means rotated boxes."""

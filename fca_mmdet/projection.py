@@ -1,8 +1,7 @@
-"""The squeeze as a product with projection maps: the maps that are kept, the valid part of a padded batch, and the product itself.
+"""The squeeze as a product with projection maps: cached maps, the valid part of a padded batch, and the product itself.
 
 A projection is one inner product per channel with a map of the channel's size (``dct.py`` derives the maps). The maps depend on sizes
-alone. In eager mode they are kept from one forward to the next; while sizes may be symbols (compiling, exporting, tracing) they are part
-of the graph.
+alone. In eager mode they are cached; if sizes may be symbolic (compiling, exporting, tracing), they are part of the graph.
 """
 
 import threading
@@ -18,18 +17,18 @@ from .dct import projection_maps
 from .frequency import Frequency
 
 CACHED_MAPS = 64
-"""Sizes whose projection maps are kept. A set takes F x H x W numbers, 4 MiB at the first stage of an 800 x 1344 image (13 in a search)."""
+"""The number of sizes whose maps are cached. Each has F x H x W numbers, 4 MiB at stage 1 of an 800 x 1344 image (13 in a search)."""
 
 
 def is_symbolic() -> bool:
-    """Whether sizes may be symbols (compiling, exporting, tracing): then maps are part of the graph, and no branch asks for a size."""
+    """Check whether sizes may be symbolic (compiling, exporting, tracing). Then no branch may depend on a size."""
     return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
 class ValidPart:
-    """The part at the top left of each image that is its own, not padding of the batch; and the maps that project this part.
+    """The top left part of each image that is not padding, and the maps that project this part.
 
-    The maps are made once for all the attentions that share the part.
+    All attentions that share the part share its maps.
 
     Args:
         sizes: ``[N, 2]``, integers: the height and width of each part, at least 1.
@@ -47,17 +46,17 @@ class ValidPart:
         self._strided: dict[int, ValidPart] = {}
 
     def at(self, stride: int) -> 'ValidPart':
-        """The part of feature maps that are ``stride`` times smaller. Each of a backbone's strides rounds up, and so does their product."""
+        """Scale the part to feature maps that are ``stride`` times smaller; round up, as each stride of a backbone does."""
         if stride not in self._strided:
             self._strided[stride] = ValidPart((self.sizes + stride - 1) // stride)
         return self._strided[stride]
 
     def maps(self, frequencies: tuple[Frequency, ...], grid: tuple[int, int], x: Tensor) -> Tensor:
-        """``projection_maps`` for the size, dtype and device of ``x``, ``[N, F, H, W]``. Read only."""
+        """Return ``projection_maps`` for the size, dtype and device of ``x``, ``[N, F, H, W]``. Read only."""
         if x.shape[0] != self.sizes.shape[0]:
-            raise ValueError(f'{len(self.sizes)} sizes of valid parts were given for {len(x)} images: give one (height, width) for each')
+            raise ValueError(f'got {len(self.sizes)} sizes of valid parts for {len(x)} images: give one (height, width) for each image')
         height, width = x.shape[2:]
-        key = (frequencies, grid, x.dtype)  # without the size, which is one for all feature maps of the part and may be symbolic
+        key = (frequencies, grid, x.dtype)  # not the size: it is the same for all feature maps of the part, and may be symbolic
         if key not in self._maps:
             with torch.inference_mode(False), torch.no_grad():
                 self._maps[key] = projection_maps(frequencies, grid, height, width, x.device, self.sizes).to(x.dtype)
@@ -65,7 +64,7 @@ class ValidPart:
 
 
 class _Call(threading.local):
-    """What belongs to the forward that runs in a thread. Modules of mmdet hand on a tensor and nothing else."""
+    """The state of the forward in this thread, since mmdet's modules pass on only tensors."""
 
     def __init__(self) -> None:
         self.valid: ValidPart | None = None
@@ -75,13 +74,13 @@ _call = _Call()
 
 
 def current_valid_part() -> ValidPart | None:
-    """The valid part of the images in the forward that runs in this thread, if it is to be heeded."""
+    """Return the valid part of the images in this thread's forward; None means whole maps."""
     return _call.valid
 
 
 @contextmanager
 def within(valid: ValidPart | None) -> Iterator[None]:
-    """Let the attentions that know their ``stride`` pool over this part of the images alone, in this thread, until the context ends."""
+    """Let attentions with a ``stride`` pool over this part of the images only, in this thread, within the context."""
     before, _call.valid = _call.valid, valid
     try:
         yield
@@ -98,14 +97,14 @@ def cached_projection_maps(
     dtype: torch.dtype,
     device: torch.device,
 ) -> Tensor:
-    """``projection_maps`` in ``dtype``, computed once per size and shared by every attention that asks for it. Read only."""
+    """Compute ``projection_maps`` in ``dtype`` once per size; all attentions share them. Read only."""
     # A map made in inference mode could not be used by a later training step.
     with torch.inference_mode(False), torch.no_grad():
         return projection_maps(frequencies, grid, height, width, device).to(dtype)
 
 
 def maps_for(frequencies: tuple[Frequency, ...], grid: tuple[int, int], x: Tensor, valid: ValidPart | None) -> Tensor:
-    """The maps for the size, dtype and device of ``x``: ``[F, H, W]``, or ``[N, F, H, W]`` with ``valid``. Read only."""
+    """Return the maps for the size, dtype and device of ``x``: ``[F, H, W]``, or ``[N, F, H, W]`` with ``valid``. Read only."""
     if valid is not None:
         return valid.maps(frequencies, grid, x)
     height, width = x.shape[2:]
@@ -129,7 +128,7 @@ def project(x: Tensor, maps: Tensor) -> Tensor:
         tensor([[9., 9.]])
     """
     if is_symbolic():
-        # A sum of products, which the compiler arranges as it likes.
+        # A plain sum of products, which the compiler can arrange.
         return (x.unflatten(1, (maps.shape[-3], -1)) * maps.unsqueeze(-3)).sum((3, 4)).flatten(1)
     if torch.is_grad_enabled() and (x.requires_grad or maps.requires_grad):
         return _Project.apply(x, maps)
@@ -137,18 +136,10 @@ def project(x: Tensor, maps: Tensor) -> Tensor:
 
 
 def project_affine(z: Tensor, weight: Tensor, shift: Tensor, maps: Tensor) -> Tensor:
-    """``project(y, maps)`` of ``y = weight z + shift`` without y, since a product over channels and one over pixels commute.
+    """Compute ``project(y, maps)`` for ``y = weight z + shift`` without y: products over channels and over pixels commute.
 
-    ``freq[n, c] = sum_p weight[c, p] <maps_f, z[n, p]> + shift[c] sum(maps_f)`` with f the group of c.
-
-    Args:
-        z: ``[N, P, H, W]``.
-        weight: ``[C, P]``.
-        shift: ``[C]``.
-        maps: as in ``project``, in z's dtype.
-
-    Returns:
-        ``[N, C]``.
+    ``freq[n, c] = sum_p weight[c, p] <maps_f, z[n, p]> + shift[c] sum(maps_f)`` with f the group of c; z is ``[N, P, H, W]``,
+    weight ``[C, P]``, shift ``[C]``, the result ``[N, C]``. The maps are as in ``project``, in z's dtype.
 
     Example:
         >>> z, maps = torch.rand(1, 2, 3, 3), torch.rand(1, 3, 3)
@@ -157,7 +148,7 @@ def project_affine(z: Tensor, weight: Tensor, shift: Tensor, maps: Tensor) -> Te
         True
     """
     maps = maps.flatten(-2)
-    # [N, F, P]; expanded by hand, since matmul would copy a channels_last z where the maps have a gradient.
+    # [N, F, P]. Expanded by hand, since matmul would copy a channels_last z if the maps have a gradient.
     projected = maps.expand(z.shape[0], -1, -1) @ z.flatten(2).transpose(1, 2)
     groups = (maps.shape[-2], -1)
     freq = torch.einsum('fcp,nfp->nfc', weight.to(z.dtype).unflatten(0, groups), projected)
@@ -165,9 +156,9 @@ def project_affine(z: Tensor, weight: Tensor, shift: Tensor, maps: Tensor) -> Te
 
 
 def _inner_products(x: Tensor, maps: Tensor) -> Tensor:
-    """``project`` without a gradient."""
+    """Compute ``project`` without a gradient."""
     vectors = maps.flatten(-2)[..., None, :]
-    # A view in both memory formats: [N, F, H W, P]. The map on the left of the product is what runs at the speed of memory.
+    # [N, F, H W, P], a view in both memory formats. With the map on its left, the product runs at the speed of memory.
     channels = x.unflatten(1, (maps.shape[-3], -1)).flatten(3).transpose(2, 3)
     if len(x) == 1:
         return torch.bmm(vectors.view(-1, *vectors.shape[-2:]), channels[0]).view(1, -1)

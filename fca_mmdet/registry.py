@@ -1,7 +1,7 @@
 """mmdet's registries under this package's scope.
 
-mmengine gives what is inherited as ``fca_mmdet::...`` the scope ``fca_mmdet``, and then looks for registries of that scope. Each of
-these has nothing of its own, and mmdet's as its parent.
+mmengine gives a config inherited as ``fca_mmdet::...`` the scope ``fca_mmdet``, and then looks for registries of that scope. Each of
+these is empty, and has mmdet's as its parent.
 """
 
 import mmdet.registry

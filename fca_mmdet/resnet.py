@@ -1,10 +1,9 @@
-"""mmdet's ResNets of blocks with frequency channel attention: FcaNet as a detection backbone.
+"""mmdet's ResNets with frequency channel attention: FcaNet as a detection backbone.
 
 FcaNet: Frequency Channel Attention Networks, Qin, Zhang, Wu, Li, ICCV 2021, https://arxiv.org/abs/2012.11879, section 4.1. Every option
 of mmdet's ResNet works, and parameters are named as in the published weights (``layer1.0.att.fc.0.weight``).
 
-Differs from the published detection code: depths 18 and 34 work (there the attention was built for four times the channels of a
-basic block).
+Unlike in the published detection code, depths 18 and 34 work (there the attention had four times the channels of a basic block).
 """
 
 from collections.abc import Iterator, MutableMapping, Sequence
@@ -37,16 +36,15 @@ class FcaResNet(ResNet):
         dct_size: the grid of each stage, a number or (height, width) per stage.
         reduction: of the excitation.
         basis: ``dct``, or a variant of the paper's ablation; with ``searched`` all blocks share ``selection``, a ``FrequencySelection``.
-        fold: run each block folded (``fca_mmdet/folding.py``: the same function, faster and with less memory) wherever that is exact,
-            as with frozen statistics; ``False`` always runs the readable path.
-        ignore_padding: let the attention pool over each image's own part of a feature map. mmdet's data preprocessor pads an image with
-            zeros to the size of the batch, so that without this an image's gates depend on the others of its batch. Published weights were
-            trained without.
-        resnet_kwargs: everything that mmdet's ResNet takes: ``frozen_stages``, ``norm_eval``, ``plugins``, ``dcn``, ``with_cp``,
+        fold: run each block folded (``fca_mmdet/folding.py``: the same function, faster and with less memory) wherever that is exact, as
+            with frozen statistics. ``False`` always runs mmdet's own forward.
+        ignore_padding: let the attention pool only over each image's own part of a feature map, not over the zeros that pad it to the size
+            of the batch. Without it, an image's gates depend on the other images of its batch. Published weights were trained without it.
+        resnet_kwargs: all arguments of mmdet's ResNet: ``frozen_stages``, ``norm_eval``, ``plugins``, ``dcn``, ``with_cp``,
             ``deep_stem``, ``out_indices``, ``init_cfg``, ...
 
     Raises:
-        ValueError: ``dct_size`` does not give a grid for each stage, and all that ``MultiSpectralAttention`` raises.
+        ValueError: ``dct_size`` does not give a grid for each stage, or ``MultiSpectralAttention`` raises it.
 
     Example:
         >>> import torch
@@ -86,21 +84,21 @@ class FcaResNet(ResNet):
                 block.att.stride = stride
         searched = [(block.att.dct_layer, block.att.fc) for block in self.blocks() if isinstance(block.att.dct_layer, SearchedDct)]
         if searched:
-            # Registered here alone: in a block it would be frozen with the first stage, and be in the optimiser once for each block.
+            # Registered only here: in the blocks, it would be frozen with the first stage, and be in the optimiser once for each block.
             self.selection = FrequencySelection(len(searched[0][0].configured))
             self.selection.requires_grad_(self.frozen_stages < self.num_stages)
             for squeeze, excitation in searched:
                 squeeze.share(self.selection, excitation)
 
     def blocks(self) -> Iterator[FcaBasicBlock | FcaBottleneck]:
-        """Go through the residual blocks of all stages, in order."""
+        """Yield the residual blocks of all stages, in order."""
         for name in self.res_layers:
             yield from getattr(self, name)
 
     def make_res_layer(self, **kwargs: Any) -> nn.Module:
         """Make a stage of blocks that know their grid. mmdet calls this once per stage, in order."""
         if self.default_init and self.zero_init_residual:
-            # mmdet sets this where the block *is* its own BasicBlock or Bottleneck, which a subclass is not.
+            # mmdet sets this for its own BasicBlock and Bottleneck, but not for subclasses.
             last = 'norm3' if issubclass(self.block, Bottleneck) else 'norm2'
             kwargs['init_cfg'] = dict(type='Constant', val=0, override=dict(name=last))
         return super().make_res_layer(dct_size=self.dct_size[len(self.res_layers)], **self.block_options, **kwargs)
@@ -113,12 +111,12 @@ class FcaResNet(ResNet):
             return super().forward(x)
 
     def train(self, mode: bool = True) -> 'FcaResNet':
-        """Switch to training as mmdet's ResNet does, and return the backbone as torch's modules do."""
+        """Switch to training as mmdet's ResNet does, but return the backbone, as torch's modules do."""
         super().train(mode)
         return self
 
     def init_weights(self) -> None:
-        """Initialise as ``init_cfg`` says. A pretrained checkpoint is read as data: nothing in it runs.
+        """Initialise as ``init_cfg`` says. A pretrained checkpoint is read as data: no code in it runs.
 
         Raises:
             CheckpointError: the checkpoint is unusable, of another architecture, or of another basis.
@@ -127,7 +125,7 @@ class FcaResNet(ResNet):
             super().init_weights()
 
     def _load_from_state_dict(self, state_dict: MutableMapping[str, Tensor], prefix: str, *args: Any) -> None:
-        """Refuse weights of another architecture, which mmengine would leave out with a warning; find those of a detector's backbone."""
+        """Refuse weights of another architecture, which mmengine would leave out with a warning; take a backbone out of a detector."""
         if not prefix:
             adopt_backbone(state_dict)
         if not hasattr(self, 'selection'):

@@ -1,10 +1,10 @@
-"""From a feature map to a frequency vector: a class for each kind of basis, and the table of their names.
+"""Squeeze a feature map to a frequency vector: a class for each kind of basis, and the table of their names.
 
-A ``Projected`` basis squeezes each group of channels with one map, and says which: that is all that the folded execution asks for. The
+A ``Projected`` basis squeezes each group of channels with one map, and returns these maps; the folded execution needs nothing else. The
 others squeeze each channel with a tensor of its own (FcaNet, ICCV 2021, https://arxiv.org/abs/2012.11879, table 1).
 
-An attention holds its squeeze as ``dct_layer``, the name that published checkpoints use. What a squeeze keeps there, and what it refuses of
-a checkpoint, is its own matter. To add a basis, write a class and enter it in ``BASES``.
+An attention holds its squeeze as ``dct_layer``, the name in published checkpoints. Each class decides what it stores there, and which
+checkpoints it refuses. To add a basis, write a class and enter it in ``BASES``.
 """
 
 from collections.abc import MutableMapping
@@ -36,12 +36,12 @@ class Squeeze(nn.Module):
 
     @classmethod
     def check_grid(cls, grid: tuple[int, int], frequencies: Frequencies) -> None:
-        """Refuse, with a ``ValueError``, a named set on a grid below 7, and a pair outside the grid."""
+        """Raise a ``ValueError`` for a named set on a grid below 7, or for a pair outside the grid."""
         if isinstance(frequencies, str):
             if min(grid) < SPECTRUM:
                 raise ValueError(
-                    f'dct_size={show_grid(grid)} is below {SPECTRUM}, the spectrum of the set {frequencies!r}: use a grid of {SPECTRUM} or '
-                    f'more (multiples of {SPECTRUM} are usual), or (u, v) pairs below the grid'
+                    f'dct_size={show_grid(grid)} is too small for the set {frequencies!r} of the 7x7 spectrum: use {SPECTRUM} or more '
+                    f'(multiples of {SPECTRUM} are usual), or (u, v) pairs below the grid'
                 )
             return
         for u, v in frequencies:
@@ -54,7 +54,7 @@ class Squeeze(nn.Module):
         return self.configured
 
     def _load_from_state_dict(self, state_dict: MutableMapping[str, Tensor], prefix: str, *args: Any) -> None:
-        """Refuse the selection of a search, unless it selects what is configured: torch and mmengine call this for each module."""
+        """Refuse a search that selects other frequencies than configured. torch and mmengine call this for each module."""
         check_selection(state_dict, prefix, self)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
@@ -63,7 +63,7 @@ class Projected(Squeeze):
     """A squeeze of each group with one map."""
 
     def maps(self, x: Tensor, valid: ValidPart | None = None) -> Tensor:
-        """The map of each group for the size, dtype and device of ``x``: ``[F, H, W]``, or ``[N, F, H, W]`` with ``valid``. Read only."""
+        """Return each group's map for the size, dtype and device of ``x``: ``[F, H, W]``, or ``[N, F, H, W]`` with ``valid``. Read only."""
         raise NotImplementedError(f'{type(self).__name__} defines no maps')
 
     def forward(self, x: Tensor, valid: ValidPart | None = None) -> Tensor:
@@ -72,7 +72,7 @@ class Projected(Squeeze):
 
 
 class FixedDct(Projected):
-    """The DCT components of the configured frequencies. It has no state: a basis in a checkpoint is compared, and dropped.
+    """The DCT components of the configured frequencies. It has no state: a basis in a checkpoint is compared and dropped.
 
     Example:
         >>> FixedDct(2, (7, 7), (Frequency(0, 0),))(torch.ones(1, 2, 9, 13))  # sqrt(7 * 7) times the mean
@@ -80,23 +80,24 @@ class FixedDct(Projected):
     """
 
     def maps(self, x: Tensor, valid: ValidPart | None = None) -> Tensor:
-        """The DCT components' maps, ``[F, H, W]`` or ``[N, F, H, W]``."""
+        """Return the maps of the DCT components, ``[F, H, W]`` or ``[N, F, H, W]``."""
         return maps_for(self.configured, self.grid, x, valid)
 
     def _load_from_state_dict(self, state_dict: MutableMapping[str, Tensor], prefix: str, *args: Any) -> None:
-        """Refuse another basis, with which mmengine would go on after a warning."""
+        """Refuse another basis; mmengine would only warn."""
         stored = state_dict.pop(f'{prefix}weight', None)
         if stored is not None:
             computed = full_basis(self.configured, self.grid, self.channels)
             if not same_basis(stored, computed):
                 raise CheckpointError(
-                    f'{prefix}weight of the checkpoint is {describe_basis(stored)}; configured is {describe_basis(computed)}'
+                    f'{prefix}weight is {describe_basis(stored)} in the checkpoint, but {describe_basis(computed)} in the configuration: '
+                    'configure what the checkpoint has, or use other weights'
                 )
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 class PerChannel(Squeeze):
-    """One grid-sized tensor per channel, of the paper's ablation: ``freq[n, c] = sum_ij weight[c, i, j] pooled[n, c, i, j]``.
+    """One grid-sized tensor per channel, as in the paper's ablation: ``freq[n, c] = sum_ij weight[c, i, j] pooled[n, c, i, j]``.
 
     ``weight`` is ``[C, h, w]``: a parameter if it is learned, else a buffer.
     """
@@ -112,7 +113,7 @@ class PerChannel(Squeeze):
             self.register_buffer('weight', self.initial())
 
     def initial(self) -> Tensor:
-        """The tensor before training, ``[C, h, w]``: uniform in [0, 1), as published."""
+        """Make the tensor before training, ``[C, h, w]``: uniform in [0, 1), as published."""
         return torch.rand(self.channels, *self.grid)
 
     def forward(self, x: Tensor, valid: ValidPart | None = None) -> Tensor:
@@ -125,7 +126,7 @@ class PerChannel(Squeeze):
 
     def _load_from_state_dict(self, state_dict: MutableMapping[str, Tensor], prefix: str, *args: Any) -> None:
         """Refuse a tensor of another grid."""
-        check_shape(state_dict, f'{prefix}weight', self.weight, "give dct_size the checkpoint's grid")
+        check_shape(state_dict, f'{prefix}weight', self.weight, "set dct_size to the checkpoint's grid")
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
@@ -134,32 +135,29 @@ class Random(PerChannel):
 
 
 class LearnedRandom(PerChannel):
-    """A tensor that is random at first and learned."""
+    """A learned tensor that starts random."""
 
     learned = True
 
 
 class LearnedDct(PerChannel):
-    """A tensor that is the fixed DCT at first and learned."""
+    """A learned tensor that starts as the fixed DCT."""
 
     learned = True
 
     def initial(self) -> Tensor:
-        """The fixed DCT, ``[C, h, w]``."""
+        """Compute the fixed DCT, ``[C, h, w]``."""
         return full_basis(self.configured, self.grid, self.channels)
 
 
 class FrequencySelection(nn.Module):
-    """A distribution over the 49 frequencies for each group of channels.
+    """A distribution over the 49 frequencies for each of F = ``groups`` groups of channels.
 
     State: the parameter ``logits``, ``[F, 49]``, zeros at first, and the buffer ``temperature``, so that a checkpoint predicts as it did in
     training. ``FrequencySearchHook`` lowers the temperature.
 
-    Args:
-        groups: F.
-
     Raises:
-        TypeError, ValueError: ``groups`` is not a number of groups.
+        TypeError, ValueError: ``groups`` is not a positive integer.
 
     Example:
         >>> selection = FrequencySelection(2)
@@ -178,43 +176,43 @@ class FrequencySelection(nn.Module):
         super().__init__()
         groups = check_count('groups', groups)
         if groups < 1:
-            raise ValueError(f'groups={groups} leaves no group to select a frequency for: use 1 or more')
+            raise ValueError(f'groups={groups} must be 1 or more')
         self.logits = nn.Parameter(torch.zeros(groups, len(CANDIDATES)))
         self.register_buffer('temperature', torch.ones(()))
 
     def forward(self) -> Tensor:
-        """The weights of the mixtures, ``softmax(logits / T)``: ``[F, 49]``, in float32 at least."""
+        """Compute the weights of the mixtures, ``softmax(logits / T)``: ``[F, 49]``, in float32 at least."""
         precise = torch.promote_types(self.logits.dtype, torch.float32)
         return (self.logits.to(precise) / self.temperature.to(precise)).softmax(1)
 
     def chosen(self) -> list[Frequency]:
-        """The most probable frequency of each group, repetitions allowed: what ``frequencies=`` takes."""
+        """Return the most probable frequency of each group, with possible repetitions, for ``frequencies=``."""
         return [CANDIDATES[index] for index in self.logits.argmax(1).tolist()]
 
     def entropy(self) -> Tensor:
-        """The mean entropy of the groups' weights in nats: ln 49 = 3.89 where all are equal, 0 where each group has one frequency."""
+        """Compute the mean entropy of the groups' weights in nats: ln 49 = 3.89 if all are equal, 0 if each group has one frequency."""
         return torch.special.entr(self()).sum(1).mean()
 
     def _load_from_state_dict(self, state_dict: MutableMapping[str, Tensor], prefix: str, *args: Any) -> None:
-        """Refuse the selection of another number of groups."""
-        check_shape(state_dict, f'{prefix}logits', self.logits, 'give frequencies as many entries as the checkpoint has groups')
+        """Refuse a selection for another number of groups."""
+        check_shape(state_dict, f'{prefix}logits', self.logits, 'use as many frequencies as the checkpoint has groups')
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def extra_repr(self) -> str:
-        """The sizes, as the repr of the module shows them."""
+        """Show the sizes in the repr of the module."""
         return 'groups={}, candidates={}'.format(*self.logits.shape)
 
 
 class SearchedDct(Projected):
     """A mixture of the maps of all 49 frequencies for each group, with the weights of a ``FrequencySelection``.
 
-    It is in the spirit of FcaNet's NAS variant, of which no code is published. Group f is squeezed with
+    It follows the idea of FcaNet's NAS variant, whose code is not published. Group f is squeezed with
 
         map_f = sum_k softmax(logits[f] / T)[k] map_k,    k over the 49 frequencies,
 
-    and the temperature T falls until about one frequency per group is left. A projection is linear in its map, so the maps are mixed and
-    not the components: a search keeps no feature map more than a fixed selection does. The logits are trained with the weights, on the
-    same images. Only the number of the configured frequencies counts. A backbone lets all its blocks share one selection.
+    and the temperature T falls until about one frequency per group is left. A projection is linear in its map, so the maps are mixed, not
+    the components: a search keeps no more feature maps than a fixed selection. The logits are trained with the weights, on the same images.
+    Only the number of the configured frequencies counts. All blocks of a backbone share one selection.
     """
 
     selection: FrequencySelection
@@ -226,11 +224,11 @@ class SearchedDct(Projected):
 
     @classmethod
     def check_grid(cls, grid: tuple[int, int], frequencies: Frequencies) -> None:
-        """Refuse a grid without the whole spectrum."""
+        """Raise a ``ValueError`` for a grid below 7."""
         if min(grid) < SPECTRUM:
             raise ValueError(
-                f"dct_size={show_grid(grid)} is below {SPECTRUM}, the spectrum that basis='searched' selects from: "
-                f'use a grid of {SPECTRUM} or more (multiples of {SPECTRUM} are usual)'
+                f"dct_size={show_grid(grid)} is too small for basis='searched', which selects from the 7x7 spectrum: "
+                f'use {SPECTRUM} or more (multiples of {SPECTRUM} are usual)'
             )
 
     @property
@@ -239,16 +237,16 @@ class SearchedDct(Projected):
         return tuple(self.selection.chosen())
 
     def share(self, selection: FrequencySelection, excitation: nn.Module) -> None:
-        """Squeeze with a selection that others use too; it is not part of this module's state or parameters.
+        """Squeeze with a selection that others use too. It is not part of this module's state or parameters.
 
-        While ``excitation``, what this squeeze feeds, is frozen, the selection is not differentiated for it alone.
+        While ``excitation``, which this squeeze feeds, is frozen, the selection gets no gradient from here.
         """
         del self.selection, self._excitation
         for name, value in (('selection', selection), ('_excitation', excitation)):
             object.__setattr__(self, name, value)
 
     def maps(self, x: Tensor, valid: ValidPart | None = None) -> Tensor:
-        """The mixed maps, ``[F, H, W]`` or ``[N, F, H, W]``, with a gradient to the selection."""
+        """Mix the maps, ``[F, H, W]`` or ``[N, F, H, W]``, with a gradient to the selection."""
         maps = maps_for(CANDIDATES, self.grid, x, valid).flatten(-2)
         weights = self.selection().to(maps.dtype)
         if self._excitation is not None and not any(parameter.requires_grad for parameter in self._excitation.parameters()):
@@ -257,33 +255,33 @@ class SearchedDct(Projected):
         return (weights.expand(*maps.shape[:-2], *weights.shape) @ maps).unflatten(-1, x.shape[2:])
 
     def _load_from_state_dict(self, state_dict: MutableMapping[str, Tensor], prefix: str, *args: Any) -> None:
-        """Refuse the basis of weights that were trained with one; its own selection loads as it is."""
+        """Refuse weights that were trained with a fixed or learned basis; load the selection of a search."""
         stored = state_dict.get(f'{prefix}weight')
         if stored is not None:
             raise CheckpointError(
-                f"{prefix}weight of the checkpoint is {describe_basis(stored)}; configured is basis='searched', which starts from weights "
-                'without attention, such as torchvision://resnet50, or from those of a search'
+                f"{prefix}weight is {describe_basis(stored)} in the checkpoint, but basis='searched' in the configuration: start from "
+                'weights without attention, such as torchvision://resnet50, or from those of a search'
             )
         nn.Module._load_from_state_dict(self, state_dict, prefix, *args)
 
 
-def check_shape(state_dict: MutableMapping[str, Tensor], key: str, own: Tensor, mend: str) -> None:
+def check_shape(state_dict: MutableMapping[str, Tensor], key: str, own: Tensor, remedy: str) -> None:
     """Refuse a stored tensor of another shape than a module's own; mmengine would leave it out with a warning."""
     stored = state_dict.get(key)
     if stored is not None and stored.shape != own.shape:
-        raise CheckpointError(f'{key} of the checkpoint is {list(stored.shape)}, configured is {list(own.shape)}: {mend}')
+        raise CheckpointError(f'{key} is {list(stored.shape)} in the checkpoint, but {list(own.shape)} in the configuration: {remedy}')
 
 
 def check_selection(state_dict: MutableMapping[str, Tensor], prefix: str, squeeze: Squeeze) -> None:
-    """Drop the selection of a search, if a checkpoint holds one and it selects what ``squeeze`` is configured with; else refuse it."""
+    """Drop the selection of a search from a checkpoint if it selects the frequencies of ``squeeze``; else refuse it."""
     stored = state_dict.get(f'{prefix}selection.logits')
     if stored is None:
         return
     chosen = [CANDIDATES[index] for index in stored.argmax(1).tolist()]
     if not isinstance(squeeze, FixedDct) or chosen != list(squeeze.frequencies):
         raise CheckpointError(
-            f'{prefix}selection.logits of the checkpoint selects frequencies={[tuple(pair) for pair in chosen]}: configure these, or '
-            'basis="searched" to search on'
+            f'{prefix}selection.logits in the checkpoint selects frequencies={[tuple(pair) for pair in chosen]}: configure these, or '
+            'basis="searched" to continue the search'
         )
     for name in ('logits', 'temperature'):
         state_dict.pop(f'{prefix}selection.{name}', None)
@@ -296,4 +294,4 @@ BASES: dict[str, type[Squeeze]] = {
     'learned_random': LearnedRandom,
     'searched': SearchedDct,
 }
-"""What ``basis=`` names."""
+"""The class for each value of ``basis=``."""

@@ -1,4 +1,4 @@
-"""What this package needs of the stack below it: versions within a window, and checkpoints that load as data.
+"""Check the versions of mmdet, mmengine and mmcv, and let torch load mmengine's checkpoints as data.
 
 Two distributions provide the modules mmdet, mmengine and mmcv: OneDL's maintained forks and OpenMMLab's. They shadow each other, so
 setup.py requires neither and offers each as an extra.
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 VERSION_WINDOWS = {'mmengine': ('0.10.7', '1.0.0'), 'mmcv': ('2.1.0', '3.0.0'), 'mmdet': ('3.3.0', '4.0.0')}
-"""The oldest version that the tests ran with, and the first that is not accepted; imported in this order."""
+"""For each module, in the order of import: the oldest version that was tested, and the first that is refused."""
 
 INSTALL = (
     "install one of the two distributions, torch first: pip install --no-build-isolation 'fca_mmdet[onedl]' (maintained) "
@@ -21,7 +21,7 @@ INSTALL = (
 
 
 def is_missing() -> bool:
-    """Whether there is no mmdet. One that is there and cannot be imported is an error of ``check_versions``."""
+    """Check whether mmdet is absent. If it is there but cannot be imported, ``check_versions`` says so."""
     try:
         return importlib.util.find_spec('mmdet') is None
     except ImportError:
@@ -46,7 +46,7 @@ def check_versions() -> None:
 
 
 def _history_buffer_method(owner: Any, name: str) -> Any:
-    """What ``getattr`` may do in a checkpoint read as data: find the statistics of HistoryBuffer, and nothing else."""
+    """Replace ``getattr`` in a checkpoint read as data: find the statistics of HistoryBuffer, and nothing else."""
     from mmengine.logging import HistoryBuffer
 
     if owner is not HistoryBuffer or name not in HistoryBuffer._statistics_methods:
@@ -57,18 +57,18 @@ def _history_buffer_method(owner: Any, name: str) -> Any:
 def allow_mmengine_checkpoints() -> None:
     """Let ``torch.load(weights_only=True)``, torch's default since 2.6, read the checkpoints that mmengine writes.
 
-    They hold the training log as ``HistoryBuffer`` objects around numpy arrays, with references to that class's methods, which pickle
-    writes as calls of ``getattr``: these alone are allowed. Without this, OpenMMLab's mmengine cannot load its own checkpoints, and
-    OneDL's falls back to unpickling without a check.
+    They hold the training log: ``HistoryBuffer`` objects with numpy arrays, and references to that class's methods, which pickle writes as
+    calls of ``getattr``. Only these are allowed. Without this, OpenMMLab's mmengine cannot load its own checkpoints, and OneDL's falls
+    back to unpickling without a check.
     """
     import numpy as np
     from mmengine.logging import HistoryBuffer
 
-    HistoryBuffer()  # makes the class list its statistics
+    HistoryBuffer()  # fills the list of statistics of the class
     reconstruct: Any = np.zeros(0).__reduce__()[0]
     scalar: Any = np.float64(0).__reduce__()[0]
     classes = [HistoryBuffer, np.ndarray, np.dtype, *(type(np.dtype(name)) for name in ('float32', 'float64', 'int32', 'int64', 'bool'))]
-    # With their names, since OneDL's mmengine withdraws the bare classes after each checkpoint that it loads.
+    # With their names, since OneDL's mmengine removes the bare classes after each checkpoint that it loads.
     allowed: list = [(cls, f'{cls.__module__}.{cls.__qualname__}') for cls in classes]
     allowed.append((_history_buffer_method, 'builtins.getattr'))
     for function in (reconstruct, scalar):

@@ -1,47 +1,50 @@
-"""Published weights under our names, and back.
+"""Convert weights between FcaNet's published format and ours.
 
 FcaNet's published checkpoints (https://github.com/cfzd/FcaNet) store the DCT basis of every attention as ``*.att.dct_layer.weight``,
-``[C, h, w]``. This package computes it, so a stored one is compared with the configured one and dropped: weights trained with one
-basis say nothing under another.
+``[C, h, w]``. This package computes it, so a stored one is compared with the configured one and dropped: weights that were trained with
+one basis do not work with another.
 """
 
+import hashlib
 import io
 import re
-from collections.abc import Iterable, Mapping, MutableMapping
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .checkpoint import read_checkpoint
 from .dct import describe_basis, full_basis, same_basis
 from .errors import CheckpointError, UserError
 from .files import unwritable, write_whole
-from .frequency import resolve_frequencies
+from .frequency import CANDIDATES, Frequencies, resolve_frequencies
+from .reading import read_checkpoint
 
+FREQUENCIES, GRIDS = 'top16', (56, 28, 14, 7)
+"""Of FcaNet's published weights, and ``FcaResNet``'s defaults."""
 FIRST_BLOCK = 'layer1.0.conv1.weight'
-"""A key that every ResNet has: what stands before it is the prefix of the backbone."""
+"""A key that every ResNet has. The text before it is the prefix of the backbone."""
 
 
 def state_dict_of(checkpoint: MutableMapping[str, Any]) -> MutableMapping[str, Tensor]:
     """Take the weights out of a checkpoint, wrapped in ``state_dict`` or not, without DDP's ``module.``.
 
     Raises:
-        CheckpointError: it holds something else than tensors by name.
+        CheckpointError: it holds anything but named tensors.
     """
     weights = checkpoint.get('state_dict', checkpoint)
     if not isinstance(weights, Mapping):
         raise CheckpointError(f'state_dict is a {type(weights).__name__}, not a state dict: save model.state_dict()')
     if other := next((key for key, value in weights.items() if not isinstance(key, str) or not isinstance(value, Tensor)), None):
-        raise CheckpointError(f'{other!r} of the checkpoint names a {type(weights[other]).__name__}, not a tensor: save model.state_dict()')
+        raise CheckpointError(f'{other!r} in the checkpoint is a {type(weights[other]).__name__}, not a tensor: save model.state_dict()')
     return {key.removeprefix('module.'): value for key, value in weights.items()}
 
 
 def adopt_backbone(state_dict: MutableMapping[str, Tensor]) -> None:
-    """Take the backbone out of a larger model's weights, in place: ``backbone.layer1...`` becomes ``layer1...``, the rest goes.
+    """Reduce a larger model's weights to its backbone's, in place: ``backbone.layer1...`` becomes ``layer1...``.
 
-    Nothing happens where the weights are a backbone's own, or where no single backbone is found.
+    The weights of a backbone alone, or of a model without exactly one backbone, stay as they are.
     """
     prefixes = {key.removesuffix(FIRST_BLOCK) for key in state_dict if key.endswith(FIRST_BLOCK)}
     if len(prefixes) != 1 or '' in prefixes:
@@ -62,39 +65,47 @@ def check_architecture(state_dict: MutableMapping[str, Tensor], own: MutableMapp
     if not stored:
         return
     found, expected = _blocks(stored), _blocks(own)
-    if found[0] != expected[0] or found[1][: len(expected[1])] != expected[1]:
+    whole = all(f'layer{stage}.0.conv1.weight' in stored for stage in range(1, len(expected[1]) + 1))  # else a part is meant
+    if whole and (found[0] != expected[0] or found[1][: len(expected[1])] != expected[1]):
         raise CheckpointError(
-            f'the checkpoint holds stages of {list(found[1])} blocks with {found[0]} convolutions each, and {name} has '
-            f'{list(expected[1])} with {expected[0]}: choose the depth that it was trained with, or the weights of this depth'
+            f'the checkpoint has stages of {list(found[1])} blocks with {found[0]} convolutions each, but {name} has '
+            f'{list(expected[1])} with {expected[0]}: configure the depth of the checkpoint, or use weights of this depth'
         )
-    for key, value in own.items():
-        if key in stored and stored[key].shape != value.shape:
+    for key in filter(stored.__contains__, own):
+        value = stored[key]
+        if not isinstance(value, Tensor) or not value.is_floating_point() or value.layout != torch.strided:
+            kind = f'{value.layout} tensor of {value.dtype}' if isinstance(value, Tensor) else type(value).__name__
+            raise CheckpointError(f'{prefix}{key} is a {kind} in the checkpoint: save dense floating-point tensors')
+        if value.shape != own[key].shape:
             raise CheckpointError(
-                f'{prefix}{key} is {list(stored[key].shape)} in the checkpoint and {list(value.shape)} in {name}: give the backbone '
+                f'{prefix}{key} is {list(value.shape)} in the checkpoint, but {list(own[key].shape)} in {name}: configure '
                 "the checkpoint's width, groups and reduction"
             )
 
 
 def _blocks(keys: Iterable[str]) -> tuple[int, tuple[int, ...]]:
-    """Convolutions per block, and blocks per stage."""
+    """Count the convolutions per block, and the blocks of each stage."""
     blocks = {match.groups() for key in keys if (match := re.match(r'layer(\d+)\.(\d+)\.conv', key))}
     stages = sorted({stage for stage, _ in blocks})
     convolutions = {match[1] for key in keys if (match := re.match(r'layer1\.0\.conv(\d)\.', key))}
     return len(convolutions), tuple(sum(stage == other for other, _ in blocks) for stage in stages)
 
 
-def compute_bases(weights: Mapping[str, Tensor], frequencies: str, grids: list[int]) -> dict[str, Tensor]:
-    """Compute each attention's basis under its key; its stage decides its grid."""
+def compute_bases(weights: Mapping[str, Tensor], frequencies: Frequencies, grids: Sequence[int]) -> dict[str, Tensor]:
+    """Compute the basis of each attention, under its key, on the grid of its stage."""
     try:
         pairs = resolve_frequencies(frequencies)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise UserError(str(error)) from error
     bases = {}
     for key, weight in weights.items():
-        if match := re.search(r'layer(\d+)\.\d+\.att\.fc\.2\.weight$', key):
+        match = re.search(r'layer(\d+)\.\d+\.att\.fc\.2\.weight$', key)
+        if match and weight.dim():
             stage = int(match[1])
-            if stage > len(grids):
-                raise CheckpointError(f'{key} is of stage {stage}, and --dct-size names {len(grids)} grids: name one for each stage')
+            if not 1 <= stage <= len(grids):
+                raise CheckpointError(f'{key} is in stage {stage}, but --dct-size gives {len(grids)} grids: give one for each stage')
+            if len(weight) % len(pairs):
+                raise CheckpointError(f'{key} has {len(weight)} channels, which {len(pairs)} frequencies do not divide: give its own')
             basis = full_basis(pairs, (grids[stage - 1], grids[stage - 1]), len(weight))
             bases[key.replace('fc.2.weight', 'dct_layer.weight')] = basis
     if not bases:
@@ -102,57 +113,103 @@ def compute_bases(weights: Mapping[str, Tensor], frequencies: str, grids: list[i
     return bases
 
 
-def to_ours(weights: Mapping[str, Tensor], frequencies: str, grids: list[int]) -> dict[str, Tensor]:
-    """Leave out the stored bases, each compared with the computed one."""
-    bases = compute_bases(weights, frequencies, grids)
+def to_ours(weights: Mapping[str, Tensor], frequencies: Frequencies | None, grids: Sequence[int] | None) -> dict[str, Tensor]:
+    """Compare the stored bases with the computed ones, and remove them."""
+    bases = compute_bases(weights, frequencies or FREQUENCIES, grids or GRIDS)
     for key, basis in bases.items():
         if key in weights and not same_basis(weights[key], basis):
             raise CheckpointError(
-                f'{key} is not what --frequencies and --dct-size compute, but {describe_basis(weights[key])}. A fixed basis: name its '
-                'frequencies and grids; a learned or random one is part of the weights, and such a checkpoint loads as it is'
+                f'{key} is {describe_basis(weights[key])}, unlike --frequencies and --dct-size. For a fixed basis, give its frequencies '
+                'and grids. A checkpoint with a learned or random one needs no conversion: load it as it is'
             )
     return {key: value for key, value in weights.items() if key not in bases}
 
 
-def to_published(weights: Mapping[str, Tensor], frequencies: str, grids: list[int]) -> dict[str, Tensor]:
-    """Put a basis before the excitation of each attention; a classifier of mmpretrain gets the published names."""
+def to_published(weights: Mapping[str, Tensor], frequencies: Frequencies | None, grids: Sequence[int] | None) -> dict[str, Tensor]:
+    """Insert a basis before the excitation of each attention, and give a classifier of mmpretrain the published names.
+
+    A stored basis stays as it is. If frequencies or grids are given too, it must be theirs.
+    """
     if 'head.fc.weight' in weights:
         weights = {re.sub(r'^(backbone\.|head\.(?=fc\.))', '', key): value for key, value in weights.items()}
-    bases, converted = compute_bases(weights, frequencies, grids), {}
+    if searched := next((key for key in weights if key.endswith('selection.logits')), None):
+        chosen = [tuple(CANDIDATES[index]) for index in weights[searched].argmax(-1).flatten().tolist() if index < len(CANDIDATES)]
+        raise CheckpointError(
+            f'{searched} belongs to a search, which mixes all frequencies; the published format has one for each group. Train with the '
+            f'most probable, frequencies={chosen}, and convert that checkpoint'
+        )
+    bases = compute_bases(weights, frequencies or FREQUENCIES, grids or GRIDS)
+    stored = {key: weights[key] for key in bases if key in weights}
+    for key, basis in stored.items():
+        if (frequencies or grids or len(stored) < len(bases)) and not same_basis(basis, bases[key]):
+            raise CheckpointError(f'{key} is {describe_basis(basis)}, unlike --frequencies and --dct-size: leave them out to keep it')
+    bases, converted = bases | stored, {}
     for key, value in weights.items():
         if key.endswith('att.fc.0.weight'):
-            basis = key.replace('fc.0.weight', 'dct_layer.weight')
-            converted[basis] = bases[basis]
+            basis_key = key.replace('fc.0.weight', 'dct_layer.weight')
+            converted[basis_key] = bases[basis_key]
         converted[key] = value
     return converted
 
 
-def convert_checkpoint(path: Path, to: str, out: Path | None, frequencies: str, grids: list[int]) -> str:
-    """Convert a checkpoint's weights between FcaNet's format, which stores every attention's basis, and ours, which computes it.
-
-    Args:
-        path: of the checkpoint, which is read as data.
-        to: ``ours`` or ``published``.
-        out: the file to write, the state dict alone; None writes nothing.
-        frequencies: the set of all stages.
-        grids: one for each stage.
-
-    Returns:
-        What it changes, a line for each tensor.
+def check_config(meta: Any, frequencies: Frequencies, grids: Sequence[int]) -> None:
+    """Compare with the config that mmengine stores in a checkpoint as text. It is searched, not run.
 
     Raises:
-        UserError, FileNotFoundError: no such checkpoint, one that is not an FcaNet, another basis, or ``out`` cannot be written.
+        CheckpointError: the config has other frequencies or grids.
     """
-    before = state_dict_of(read_checkpoint(path))
-    after = (to_ours if to == 'ours' else to_published)(before, frequencies, grids)
+    text = meta.get('cfg') if isinstance(meta, dict) else None
+    for option, given in (('frequencies', frequencies), ('dct_size', grids)):
+        for found in re.findall(rf"\b{option}=('\w+'|[\[(][^\]]*)", text if isinstance(text, str) else ''):
+            words, expected = re.findall(r'\w+', found), re.findall(r'\w+', str(given))
+            if any(one != other for one, other in zip(words, expected, strict=False)):
+                raise CheckpointError(
+                    f'the config in the checkpoint has {option} {" ".join(words[:4])}, unlike --{option.replace("_", "-")}: '
+                    'give what it was trained with'
+                )
+
+
+def convert_checkpoint(
+    path: Path, to: str, out: Path | None, frequencies: Frequencies | None = None, grids: list[int] | None = None
+) -> str:
+    """Convert a checkpoint's weights between FcaNet's format, which stores every attention's basis, and ours, which computes it.
+
+    Or reduce it to what others need: the weights and the metadata, such as the classes, in a file whose name has its hash.
+
+    Args:
+        path: the checkpoint, which is read as data.
+        to: ``ours`` or ``published``, the state dict alone; or ``release``.
+        out: the file to write; None writes nothing.
+        frequencies, grids: the set of all stages, and the grid of each. None is what is stored, or else ``top16`` and FcaNet's grids.
+
+    Returns:
+        The changes, one line per tensor, the sizes, and the name of the file.
+
+    Raises:
+        UserError, FileNotFoundError: there is no such checkpoint, it is not an FcaNet or has another basis, or ``out`` cannot be written.
+    """
+    checkpoint = read_checkpoint(path)
+    before = after = state_dict_of(checkpoint)
+    if to == 'ours':
+        after = to_ours(before, frequencies, grids)
+    elif to == 'published':
+        after = to_published(before, frequencies, grids)
+        if not any(key.endswith('att.dct_layer.weight') for key in before):
+            check_config(checkpoint.get('meta'), frequencies or FREQUENCIES, grids or GRIDS)
+    release = to == 'release' and 'state_dict' in checkpoint
+    whole = io.BytesIO()  # if torch writes the file itself, it does not say that the disk is full
+    torch.save(dict(meta=checkpoint.get('meta', {}), state_dict=after) if release else after, whole)
+    lines = [f'- {key}' for key in checkpoint if release and key not in ('meta', 'state_dict')]
+    lines += [f'- {key} {list(before[key].shape)}' for key in sorted(before.keys() - after.keys())]
+    lines += [f'+ {key} {list(after[key].shape)}' for key in sorted(after.keys() - before.keys())]
+    sizes = (len(before), path.expanduser().stat().st_size), (len(after), len(whole.getvalue()))
+    lines.append(' -> '.join(f'{count} tensors, {size / 2**20:.1f} MiB' for count, size in sizes))
     if out:
-        whole = io.BytesIO()  # torch, given a file, does not say that the disk is full
-        torch.save(after, whole)
+        if to == 'release':
+            out = out.with_name(f'{out.name.removesuffix(".pth")}-{hashlib.sha256(whole.getvalue()).hexdigest()[:8]}.pth')
         try:
             write_whole(out, whole.getvalue())
         except OSError as error:
             raise unwritable(out, error) from error
-    changes = [f'- {key} {list(before[key].shape)}' for key in sorted(before.keys() - after.keys())]
-    changes += [f'+ {key} {list(after[key].shape)}' for key in sorted(after.keys() - before.keys())]
-    sizes = [f'{len(weights)} tensors, {sum(value.nbytes for value in weights.values()) / 2**20:.1f} MiB' for weights in (before, after)]
-    return '\n'.join([*changes, ' -> '.join(sizes)])
+        lines.append(f'wrote {out}')
+    return '\n'.join(lines)

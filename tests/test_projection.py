@@ -99,7 +99,7 @@ def test_a_valid_part_of_another_batch_is_refused():
     attention.stride = 1
     with (
         within(ValidPart(torch.tensor([[3, 4]]))),
-        pytest.raises(ValueError, match=r'1 sizes of valid parts were given for 2 images: give one \(height, width\) for each'),
+        pytest.raises(ValueError, match=r'got 1 sizes of valid parts for 2 images: give one \(height, width\) for each'),
     ):
         attention(torch.rand(2, 16, 5, 5))
     assert current_valid_part() is None

@@ -158,8 +158,8 @@ def test_copies_pickles_and_registry():
     [
         (dict(depth=50, dct_size=7), ValueError, r'dct_size=7 must give one grid for each of the 4 stages, such as \(56, 28, 14, 7\)'),
         (dict(depth=50, dct_size=(56, 28)), ValueError, r'dct_size=\(56, 28\) must give one grid for each of the 4 stages'),
-        (dict(depth=50, dct_size=(56, 28, 14, 6)), ValueError, r'dct_size=6 is below 7'),
-        (dict(depth=50, base_channels=3), ValueError, r'in_channels=12 cannot be split into 16 equal groups'),
+        (dict(depth=50, dct_size=(56, 28, 14, 6)), ValueError, r'dct_size=6 is too small'),
+        (dict(depth=50, base_channels=3), ValueError, r'in_channels=12 must be a positive multiple of 16'),
         (dict(depth=20), KeyError, r'invalid depth 20'),
         (dict(depth=50, norm_evil=True), TypeError, r'norm_evil'),
     ],

@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import GOLDEN, ROOT, load_command, pretrained, published_classifier
+from helpers import GOLDEN, ROOT, SHALLOW, TINY, load_command, pretrained, published_classifier
+from mmdet.apis import DetInferencer, init_detector
 from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.hub import get_config
+from mmengine.logging import HistoryBuffer
 from mmengine.registry import init_default_scope
 from mmengine.runner.checkpoint import load_checkpoint as load_into
 from named_weights import named_input, samples
@@ -68,7 +70,7 @@ def test_strict_loading_needs_no_conversion():
 def test_another_depth_is_an_error(checkpoints):
     with pytest.raises(
         CheckpointError,
-        match=r'stages of \[3, 4, 6, 3\] blocks with 2 convolutions each, and FcaResNet-50 has \[3, 4, 6, 3\] with 3: choose the depth',
+        match=r'stages of \[3, 4, 6, 3\] blocks with 2 convolutions each, but FcaResNet-50 has \[3, 4, 6, 3\] with 3: configure the depth',
     ):
         pretrained(checkpoints['34'], 50)
     with pytest.raises(CheckpointError, match=r'\[3, 4, 6, 3\] blocks .* FcaResNet-101 has \[3, 4, 23, 3\]'):
@@ -76,7 +78,7 @@ def test_another_depth_is_an_error(checkpoints):
 
 
 def test_another_width_or_reduction_is_an_error(checkpoints):
-    with pytest.raises(CheckpointError, match=r'layer1.0.conv1.weight is \[64, 64, 1, 1\] in the checkpoint and \[32, 32, 1, 1\] in Fca'):
+    with pytest.raises(CheckpointError, match=r'layer1.0.conv1.weight is \[64, 64, 1, 1\] in the checkpoint, but \[32, 32, 1, 1\] in F'):
         pretrained(checkpoints['50'], base_channels=32)
     with pytest.raises(CheckpointError, match=r'layer1.0.att.fc.0.weight is \[16, 256\] .* \[32, 256\] in .*width, groups and reduction'):
         pretrained(checkpoints['50'], reduction=8)
@@ -85,6 +87,34 @@ def test_another_width_or_reduction_is_an_error(checkpoints):
 def test_fewer_stages_take_their_part(checkpoints):
     backbone = pretrained(checkpoints['50'], num_stages=3, strides=(1, 2, 2), dilations=(1, 1, 1), out_indices=(0, 1, 2))
     assert torch.equal(backbone.layer3[5].conv1.weight, torch.load(checkpoints['50'])['layer3.5.conv1.weight'])
+
+
+def test_a_part_of_the_weights_loads_as_in_torch():
+    """One tensor, one block or one stage: torch loads it, and names the rest as missing."""
+    weights = {key: torch.full_like(value, 3) for key, value in FcaResNet(**SHALLOW).state_dict().items()}
+    parts = [{key} for key in weights] + [
+        {key for key in weights if key.startswith(start)} for start in ('layer1', 'layer2.1', 'layer2.0.att')
+    ]
+    backbone = FcaResNet(**SHALLOW)
+    for part in parts:
+        missing, unexpected = backbone.load_state_dict({key: weights[key] for key in part}, strict=False)
+        counted = {key for key in weights if key.endswith('num_batches_tracked')}  # torch sets these itself
+        assert (set(missing) - counted, unexpected) == (weights.keys() - part - counted, [])
+    assert all(torch.equal(value, weights[key]) for key, value in backbone.state_dict().items())
+
+
+def test_parameters_that_are_no_plain_tensors():
+    weights = FcaResNet(**SHALLOW).state_dict()
+    key = 'layer1.0.conv1.weight'
+    for value, says in [
+        (3, 'a int'),
+        (weights[key].to(torch.int8), 'a torch.strided tensor of torch.int8'),
+        (weights[key].cfloat(), 'a torch.strided tensor of torch.complex64'),
+        (weights[key].to_sparse(), 'a torch.sparse_coo tensor of torch.float32'),
+        (torch.quantize_per_tensor(weights[key], 0.1, 0, torch.qint8), 'a torch.strided tensor of torch.qint8'),
+    ]:
+        with pytest.raises(CheckpointError, match=f'{key} is {says} in the checkpoint: save dense floating-point tensors'):
+            FcaResNet(**SHALLOW).load_state_dict(weights | {key: value})
 
 
 def test_a_plain_resnets_weights_load_and_the_attentions_are_named_as_missing(tmp_path, log):
@@ -180,11 +210,11 @@ def test_conversion_refuses(checkpoints, hostile, tmp_path):
     low = published_classifier('34', 'low4')
     torch.save(low, tmp_path / 'low4.pth')
     for arguments, says in [
-        ((tmp_path / 'low4.pth', '--to', 'ours', '--dry-run'), "compute, but frequencies='low4', dct_size=56"),
+        ((tmp_path / 'low4.pth', '--to', 'ours', '--dry-run'), "is frequencies='low4', dct_size=56, unlike --frequencies and --dct-size"),
         ((hostile, '--to', 'ours', '--dry-run'), 'holds more than data'),
         ((tmp_path / 'none.pth', '--to', 'ours', '--dry-run'), 'there is no checkpoint'),
-        ((checkpoints['34'], '--to', 'ours'), 'name the file to write with --out, or look first with --dry-run'),
-        ((checkpoints['34'], '--to', 'ours', '--dct-size', 56, '--dry-run'), 'is of stage 2, and --dct-size names 1 grids'),
+        ((checkpoints['34'], '--to', 'ours'), 'name the file to write with --out, or print what would change with --dry-run'),
+        ((checkpoints['34'], '--to', 'ours', '--dct-size', 56, '--dry-run'), 'is in stage 2, but --dct-size gives 1 grids: give'),
         ((checkpoints['34'], '--to', 'ours', '--frequencies', 'top3', '--dry-run'), "unknown frequency set 'top3'"),
     ]:
         result = convert(*arguments)
@@ -192,3 +222,140 @@ def test_conversion_refuses(checkpoints, hostile, tmp_path):
         assert says in result.stderr
         assert 'Traceback' not in result.stderr
     assert convert(tmp_path / 'low4.pth', '--to', 'ours', '--frequencies', 'low4', '--dry-run').returncode == 0
+
+
+def shallow(tmp_path: Path, **options) -> tuple[Path, dict]:
+    """Weights of a small backbone of ours, and where they are."""
+    weights = FcaResNet(**SHALLOW, **options).state_dict()
+    torch.save(weights, tmp_path / 'ours.pth')
+    return tmp_path / 'ours.pth', weights
+
+
+@pytest.mark.parametrize('basis', ['learned_dct', 'random', 'learned_random'])
+def test_conversion_keeps_a_basis_of_its_own(basis, tmp_path):
+    path, weights = shallow(tmp_path, basis=basis)
+    weights = {key: value + 0.1 * torch.rand_like(value) if 'dct_layer' in key else value for key, value in weights.items()}
+    torch.save(weights, path)
+    assert convert(path, '--to', 'published', '--out', tmp_path / 'out.pth').returncode == 0
+    converted = torch.load(tmp_path / 'out.pth')
+    assert converted.keys() == weights.keys()
+    assert all(torch.equal(value, weights[key]) for key, value in converted.items())
+    refused = convert(path, '--to', 'published', '--frequencies', 'top16', '--dry-run')
+    assert 'att.dct_layer.weight is a learned or random tensor' in refused.stderr
+    assert 'unlike --frequencies and --dct-size: leave them out to keep it' in refused.stderr
+
+
+def test_conversion_keeps_a_fixed_basis(tmp_path):
+    low = published_classifier('34', 'low4')
+    torch.save(low, tmp_path / 'low4.pth')
+    assert convert(tmp_path / 'low4.pth', '--to', 'published', '--out', tmp_path / 'out.pth').returncode == 0
+    converted = torch.load(tmp_path / 'out.pth')
+    assert list(converted) == list(low)
+    assert all(torch.equal(value, low[key]) for key, value in converted.items())
+    for option in (('--frequencies', 'top16'), ('--frequencies', 'low4', '--dct-size', 28, 28, 14, 7)):
+        refused = convert(tmp_path / 'low4.pth', '--to', 'published', *option, '--dry-run')
+        assert "is frequencies='low4', dct_size=56, unlike --frequencies and --dct-size: leave them out to keep it" in refused.stderr
+    del low['layer1.0.att.dct_layer.weight']
+    torch.save(low, tmp_path / 'part.pth')
+    assert "is frequencies='low4'" in convert(tmp_path / 'part.pth', '--to', 'published', '--dry-run').stderr
+    assert convert(tmp_path / 'part.pth', '--to', 'published', '--frequencies', 'low4', '--dry-run').returncode == 0
+
+
+def test_conversion_of_a_search(tmp_path):
+    path, weights = shallow(tmp_path, basis='searched', frequencies=[(0, 0), (0, 1)])
+    weights['selection.logits'][:, 8] = 1
+    torch.save(weights, path)
+    refused = convert(path, '--to', 'published', '--out', tmp_path / 'out.pth')
+    assert 'selection.logits belongs to a search, which mixes all frequencies' in refused.stderr
+    assert 'Train with the most probable, frequencies=[(1, 1), (1, 1)], and convert' in refused.stderr
+    assert not (tmp_path / 'out.pth').exists()
+    assert convert(path, '--to', 'ours', '--out', tmp_path / 'out.pth').returncode == 0
+    assert all(torch.equal(value, weights[key]) for key, value in torch.load(tmp_path / 'out.pth').items())
+
+
+def test_frequencies_as_pairs(tmp_path):
+    path, _ = shallow(tmp_path)
+    for name, frequencies in {'set': 'low2', 'pairs': '[(0, 0), (0, 1)]'}.items():
+        assert convert(path, '--to', 'published', '--frequencies', frequencies, '--out', tmp_path / f'{name}.pth').returncode == 0
+    named, listed = (torch.load(tmp_path / f'{name}.pth') for name in ('set', 'pairs'))
+    assert all(torch.equal(value, listed[key]) for key, value in named.items())
+    for wrong, says in {
+        '[(0, 0': "invalid frequencies value: '[(0, 0'",
+        '[(9, 0)]': 'frequency (9, 0) is outside the spectrum',
+        '[(0, 0), (0, 1), (1, 0)]': 'has 16 channels, which 3 frequencies do not divide',
+    }.items():
+        result = convert(path, '--to', 'published', '--frequencies', wrong, '--dry-run')
+        assert result.returncode
+        assert says in result.stderr
+        assert 'Traceback' not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ('options', 'given', 'wrong'),
+    [
+        (dict(frequencies='low4'), ('--frequencies', 'low4'), 'has frequencies low4, unlike --frequencies'),
+        (
+            dict(frequencies=[(0, 0), (0, 1), (1, 0), (3, 3)] * 4),
+            ('--frequencies', str([(0, 0), (0, 1), (1, 0), (3, 3)] * 4)),
+            'has frequencies 0 0 0 1, unlike --frequencies',
+        ),
+        (dict(dct_size=(28, 14, 7, 7)), ('--dct-size', 28, 14, 7, 7), 'has dct_size 28 14 7 7, unlike --dct-size'),
+        (dict(frequencies='top16'), (), None),
+    ],
+    ids=['set', 'pairs', 'grids', 'default'],
+)
+def test_the_config_of_mmengine_says_what_the_basis_is(options, given, wrong, tmp_path):
+    """It is the only place that says so: our weights do not store a fixed basis."""
+    path, weights = shallow(tmp_path, **options)
+    config = Config(dict(model=dict(backbone=dict(type='FcaResNet', **options, norm_eval=True))))
+    torch.save(dict(state_dict=weights, meta=dict(cfg=config.pretty_text)), path)
+    without = convert(path, '--to', 'published', '--dry-run')
+    assert (without.returncode != 0) == (wrong is not None)
+    assert wrong is None or wrong in without.stderr
+    done = convert(path, '--to', 'published', *given, '--out', tmp_path / 'out.pth')
+    assert done.returncode == 0, done.stderr
+    FcaResNet(**SHALLOW, **options).load_state_dict(torch.load(tmp_path / 'out.pth'))
+
+
+def test_release_of_a_detector(tmp_path):
+    init_default_scope('mmdet')
+    config = Config.fromfile(TINY)
+    model = MODELS.build(config.model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    log = dict(log_scalars={'loss': HistoryBuffer([1.0], [1])}, runtime_info={}, resumed_keys={})
+    meta = dict(epoch=2, dataset_meta=dict(classes=('circle', 'square')), cfg=config.pretty_text)
+    trained = dict(state_dict=model.state_dict(), meta=meta, message_hub=log, optimizer=optimizer.state_dict(), param_schedulers=[])
+    torch.save(trained, tmp_path / 'epoch_2.pth')
+    dry = convert(tmp_path / 'epoch_2.pth', '--to', 'release', '--dry-run')
+    done = convert(tmp_path / 'epoch_2.pth', '--to', 'release', '--out', tmp_path / 'tiny-v1.pth')
+    assert done.stdout.startswith('- message_hub\n- optimizer\n- param_schedulers\n')
+    assert done.stdout.startswith(dry.stdout)
+    (released,) = tmp_path.glob('tiny-v1-*.pth')
+    assert done.stdout.endswith(f'wrote {released}\n')
+    assert released.stat().st_size < 0.6 * (tmp_path / 'epoch_2.pth').stat().st_size
+
+    allowed = torch.serialization.get_safe_globals()
+    torch.serialization.clear_safe_globals()  # as in a process without this package
+    try:
+        checkpoint = torch.hub.load_state_dict_from_url(
+            released.as_uri(), model_dir=tmp_path / 'hub', check_hash=True, progress=False, weights_only=True
+        )
+    finally:
+        torch.serialization.add_safe_globals(allowed)
+    assert checkpoint.keys() == {'meta', 'state_dict'}
+    assert checkpoint['meta'] == meta
+    for opened in (init_detector(str(TINY), str(released), device='cpu'), DetInferencer(weights=str(released), device='cpu').model):
+        assert opened.dataset_meta['classes'] == ('circle', 'square')
+        assert all(torch.equal(value, trained['state_dict'][key]) for key, value in opened.state_dict().items())
+    again = convert(released, '--to', 'release', '--out', tmp_path / 'tiny-v1.pth')
+    assert again.stdout.endswith(f'wrote {released}\n'), 'the same content has the same name'
+
+
+def test_release_of_a_state_dict(tmp_path):
+    path, weights = shallow(tmp_path)
+    assert convert(path, '--to', 'release', '--out', tmp_path / 'fca').returncode == 0
+    (released,) = tmp_path.glob('fca-*.pth')
+    assert all(torch.equal(value, weights[key]) for key, value in torch.load(released).items())

@@ -1,4 +1,4 @@
-"""Backbone and neck of a detector as an ONNX file for any batch, height and width."""
+"""Export the backbone and neck of a detector to an ONNX file for any batch, height and width."""
 
 from collections import Counter, OrderedDict
 from functools import partial
@@ -20,11 +20,11 @@ from .export import write_onnx
 COMPARED = [(1, 3, 97, 131), (1, 3, 480, 640), (3, 3, 65, 257), (2, 3, 333, 200), (1, 3, 800, 1333)]
 """Shapes to compare at: odd, non-square, and so small that the first stage's maps are below the grid of 56."""
 TOLERANCE = 1e-4
-"""The largest accepted difference from PyTorch's features, relative to the largest of them."""
+"""The largest accepted difference from PyTorch's features, relative to the largest feature."""
 
 
 def take_features(detector: nn.Module) -> nn.Sequential:
-    """Take the backbone, and the neck if there is one, in eval mode: images ``[N, 3, H, W]``, normalised, to feature maps."""
+    """Take the backbone, and the neck if there is one, in eval mode: from normalised images ``[N, 3, H, W]`` to feature maps."""
     parts = {name: getattr(detector, name, None) for name in ('backbone', 'neck')}
     return nn.Sequential(OrderedDict({name: part for name, part in parts.items() if part is not None})).eval()
 
@@ -50,7 +50,7 @@ def compare(features: nn.Module, out: Path, repeats: int) -> float:
 
 
 def export_backbone(config: Path, checkpoint: Path | None, out: Path, repeats: int) -> None:
-    """Export backbone and neck of a detector to ONNX, and compare the file with PyTorch. Without a checkpoint the weights are random.
+    """Export the backbone and neck of a detector to ONNX, and compare the file with PyTorch. Without a checkpoint the weights are random.
 
     Raises:
         UserError: features differ by more than ``TOLERANCE``.

@@ -1,11 +1,11 @@
-"""A whole Faster R-CNN or Mask R-CNN, from the image to boxes, scores, labels and masks, as one ONNX file.
+"""Export a whole Faster R-CNN or Mask R-CNN, from the image to boxes, scores, labels and masks, to one ONNX file.
 
-Layers, anchors, box coders and the choice of pyramid levels are mmdet's own. What is written here is the choice of boxes, which mmdet
-writes with branches on data. NMS and RoIAlign become ONNX's.
+Layers, anchors, box coders and the choice of pyramid levels are mmdet's own. Only the choice of boxes is written here, since mmdet's
+code for it branches on data. NMS and RoIAlign become ONNX's.
 
-Inputs of the file: ``image`` ``[1, 3, H, W]``, as the detector's data preprocessor gives it (normalised and padded), of any size; and
-``size``, its height and width without padding. Outputs: ``boxes`` ``[K, 4]``, ``scores`` ``[K]``, ``labels`` ``[K]``, and of a Mask R-CNN
-``masks`` ``[K, 28, 28]``, probabilities on a grid over each box.
+Inputs of the file: ``image`` ``[1, 3, H, W]`` of any size, normalised and padded by the detector's data preprocessor; and ``size``, its
+height and width without padding. Outputs: ``boxes`` ``[K, 4]``, ``scores`` ``[K]``, ``labels`` ``[K]``, and from a Mask R-CNN ``masks``
+``[K, 28, 28]``, probabilities on a grid over each box.
 """
 
 from pathlib import Path
@@ -31,14 +31,14 @@ from ..errors import UserError
 from ..files import check_writable
 from .export import write_onnx
 
-OPERATORS: Any = onnxscript.opset18  # annotated with tensor types only, it takes numbers too
+OPERATORS: Any = onnxscript.opset18  # its annotations allow only tensors, but it takes numbers too
 TOLERANCES = dict(boxes=0.1, scores=1e-4, masks=0.01)
-"""The largest differences that are accepted: of boxes in pixels, of scores, and of masks as 1 - IoU."""
+"""The largest accepted differences: boxes in pixels, scores, and masks as 1 - IoU."""
 
 
 @torch.library.custom_op('fca_mmdet::nms', mutates_args=())
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, max_num: int) -> Tensor:
-    """Choose the best of boxes ``[N, 4]`` with mmcv's NMS: their indices ``[K]``, in the order of their scores."""
+    """Choose among boxes ``[N, 4]`` with mmcv's NMS, and return the indices ``[K]``, the highest score first."""
     return mmcv.ops.nms(boxes, scores, iou_threshold, max_num=max_num)[1]
 
 
@@ -49,7 +49,7 @@ def _(boxes, scores, iou_threshold, max_num):
 
 @torch.library.custom_op('fca_mmdet::roi_align', mutates_args=())
 def roi_align(features: Tensor, rois: Tensor, size: list[int], scale: float, sampling_ratio: int, aligned: bool) -> Tensor:
-    """Pool features ``[1, C, H, W]`` with mmcv's RoIAlign: of RoIs ``[N, 5]``, ``[N, C, *size]``."""
+    """Pool features ``[1, C, H, W]`` in RoIs ``[N, 5]`` with mmcv's RoIAlign, to ``[N, C, *size]``."""
     return mmcv.ops.roi_align(features, rois, tuple(size), scale, sampling_ratio, 'avg', aligned)
 
 
@@ -76,7 +76,7 @@ TRANSLATIONS: Any = {torch.ops.fca_mmdet.nms.default: _onnx_nms, torch.ops.fca_m
 
 
 def _select(boxes: Tensor, scores: Tensor, groups: Tensor, limits: Tensor, cfg: Any) -> Tensor:
-    """Choose the best boxes as mmcv's ``batched_nms`` does, by one NMS for all groups, which are moved apart: their indices."""
+    """Choose boxes as mmcv's ``batched_nms`` does, with one NMS for all groups, which are moved apart; return the indices."""
     return nms(boxes + groups[:, None] * (limits.max() + 1), scores, cfg.nms.iou_threshold, cfg.max_per_img)
 
 
@@ -93,7 +93,7 @@ def _pool(extractor: Any, features: tuple[Tensor, ...], boxes: Tensor) -> Tensor
 
 
 class Exportable(nn.Module):
-    """A Faster or Mask R-CNN of mmdet's own heads, in eval mode, whose forward torch.export can take: what ``predict`` gives for one image.
+    """A Faster or Mask R-CNN with mmdet's own heads, in eval mode: ``predict`` for one image, as torch.export can take it.
 
     Raises:
         UserError: another head, or another NMS.
@@ -131,7 +131,7 @@ class Exportable(nn.Module):
         head = self.detector.roi_head
         if not head.with_mask:
             return boxes, scores, labels
-        # One box more than there are: ONNX Runtime's group normalisation refuses an empty batch.
+        # With one box more, since ONNX Runtime's group normalisation refuses an empty batch.
         masks = head.mask_head(_pool(head.mask_roi_extractor, features, F.pad(boxes, (0, 0, 0, 1)))).sigmoid()
         channels = torch.zeros_like(labels) if head.mask_head.class_agnostic else labels
         return boxes, scores, labels, masks[torch.arange(labels.shape[0]), channels]
@@ -165,10 +165,10 @@ class Exportable(nn.Module):
 
 
 def differences(model: Exportable, session: onnxruntime.InferenceSession, image: Tensor) -> tuple[int, int, dict[str, float]]:
-    """Pass one image, ``[3, H, W]`` in 0..255 as the test pipeline gives it, through mmdet's ``predict`` and through ONNX Runtime.
+    """Compare mmdet's ``predict`` with ONNX Runtime on one image of the test pipeline, ``[3, H, W]`` in 0..255.
 
     Returns how many detections each finds, and the largest differences under the names of ``TOLERANCES``. Each detection is paired with
-    the nearest box of its label; where they do not pair off, the differences are infinite.
+    the nearest box of its label; if some have no pair, the differences are infinite.
     """
     detector = model.detector
     size = tuple(image.shape[1:])
@@ -187,7 +187,7 @@ def differences(model: Exportable, session: onnxruntime.InferenceSession, image:
         return *counts, dict.fromkeys(names, float('inf'))
     largest = dict(boxes=float(far.max()), scores=float((ours.scores - scores[pairs]).abs().max()))
     for grid in grids:
-        # mmdet pastes logits, and takes the channel of the label; here there is one channel.
+        # mmdet pastes the logits of the label's channel; here there is only one channel.
         pasted = InstanceData(bboxes=boxes[pairs], labels=torch.zeros_like(pairs))
         head, cfg = detector.roi_head.mask_head, detector.test_cfg.rcnn
         head.predict_by_feat((grid[pairs, None].logit(),), [pasted], [sample.metainfo], cfg)
@@ -215,7 +215,7 @@ def export_detector(config: Path, checkpoint: Path, out: Path, images: Path, cou
     worst: dict[str, float] = {}
     for index, path in enumerate(paths):
         image = load_image(model.detector, path)['inputs'][0]
-        # Each is cut to another size, so that padding and aspect differ.
+        # Each image is cut to another size, so that padding and aspect ratio differ.
         image = image[:, image.shape[1] * index // (2 * len(paths)) :, image.shape[2] * index // (3 * len(paths)) :]
         ours, theirs, found = differences(model, session, image)
         worst = {name: max(worst.get(name, 0.0), value) for name, value in found.items()}

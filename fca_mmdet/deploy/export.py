@@ -1,4 +1,4 @@
-"""How a PyTorch module becomes an ONNX file."""
+"""Export a PyTorch module to an ONNX file."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -16,15 +16,15 @@ from ..files import whole_file
 def write_onnx(
     model: nn.Module, out: Path, example: tuple[Tensor, ...], inputs: Mapping[str, Sequence[int]], outputs: Sequence[str], **options: Any
 ) -> onnx.ModelProto:
-    """Export a module to one ONNX file, whole or not at all, and check it. Batch normalisations are fused into the convolutions before.
+    """Export a module to one ONNX file, whole or not at all, and check it. Batch normalisations are first fused into the convolutions.
 
     Args:
         model: in eval mode; it stays as it is.
         out: the file.
         example: inputs of the module.
-        inputs: their names in the file, each with the dimensions that may have any size.
+        inputs: the names of these inputs in the file, each with its dimensions of any size.
         outputs: the names of the module's outputs.
-        options: others of ``torch.onnx.export``.
+        options: other arguments of ``torch.onnx.export``.
     """
     shapes = tuple(dict.fromkeys(free, torch.export.Dim.DYNAMIC) for free in inputs.values())
     options |= dict(input_names=list(inputs), output_names=outputs, dynamo=True, external_data=False, verbose=False)

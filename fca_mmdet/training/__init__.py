@@ -1,1 +1,1 @@
-"""Training with mmdet's own commands: looked at before it begins, resumed exactly, scored fast. Nothing of FCA is in it but the search."""
+"""Train with mmdet's own commands: check the data first, resume exactly, evaluate fast. Only the search is specific to FCA."""

@@ -1,14 +1,14 @@
-"""Training that ends as if it had not been interrupted: whole checkpoints, and random numbers that depend on the iteration alone.
+"""Resume a training as if it had not been interrupted: whole checkpoints, and random numbers that depend on the iteration alone.
 
-mmengine's ``--resume`` restores weights, optimiser, schedules, the training log and the order of the data. But it draws anew what is random
-in a step or in an image's augmentation, it leaves out an evaluation that was cut short, and its files can be left half-written. With
+mmengine's ``--resume`` restores weights, optimiser, schedules, the training log and the order of the data. But it draws new random numbers
+in steps and augmentations, it leaves out an evaluation that was cut short, and its files can be left half-written. With
 
     default_hooks = dict(checkpoint=dict(type='ResumableCheckpointHook'))
     train_dataloader = dict(sampler=dict(type='ResumableInfiniteSampler'))  # in an epoch-based loop ResumableDefaultSampler
     randomness = dict(seed=0)
 
-in a config, a training that was killed and started again goes on with the same numbers, with any number of data loading workers. On a CPU
-with one thread they are the same to the last bit.
+in a config, a training that was killed and resumed continues with the same numbers, with any number of data loading workers. On a CPU with
+one thread they are the same to the last bit.
 """
 
 import os
@@ -28,20 +28,20 @@ from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner, set
 from ..files import write_whole
 
 STEP, EVALUATION, SAMPLE = range(3)
-"""What is seeded. Each has random numbers of its own."""
+"""Uses of random numbers; each has its own."""
 
 
 def _seed_generators(*entropy: int) -> None:
-    """Set Python's, numpy's and torch's global generators to a function of some integers."""
+    """Seed Python's, numpy's and torch's global generators with some integers."""
     set_random_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
 
 
 class _Position(int):
-    """An index into a data set that also tells the worker that loads it its position in the sampler's stream."""
+    """An index into a data set that also carries its position in the sampler's stream, for the worker that loads it."""
 
     position: int
 
-    def __new__(cls, index: int, position: int = 0) -> '_Position':  # pickle gives the index alone, and then restores the position
+    def __new__(cls, index: int, position: int = 0) -> '_Position':  # pickle gives only the index, and then restores the position
         self = super().__new__(cls, index)
         self.position = position
         return self
@@ -56,22 +56,22 @@ def _load(dataset: Any, seed: int, rank: int, indices: Sequence[_Position]) -> l
 
 
 class _SeededSamples:
-    """A sampler that lets a sample's augmentation depend on its position and the seed alone, in whichever process it is loaded."""
+    """A sampler that makes a sample's augmentation depend only on its position and the seed, in any process."""
 
     def __init__(self: Any, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        # By this method torch's data loader loads a batch.
+        # torch's data loader loads a batch with this method.
         self.dataset.__getitems__ = partial(_load, self.dataset, self.seed, self.rank)
 
 
 @DATA_SAMPLERS.register_module()
 class ResumableInfiniteSampler(_SeededSamples, InfiniteSampler):
-    """mmengine's ``InfiniteSampler``, whose samples' augmentation depends on their position in the stream and on the seed alone."""
+    """mmengine's ``InfiniteSampler``; a sample's augmentation depends only on its position in the stream and the seed."""
 
     position = 0
 
     def skip(self, num_samples: int) -> None:
-        """Go on after ``num_samples``, as OneDL's mmengine does when it resumes; OpenMMLab's loads them all."""
+        """Skip ``num_samples``. OneDL's mmengine calls this when it resumes; OpenMMLab's loads them all."""
         super().skip(num_samples)
         self.position = num_samples
 
@@ -84,7 +84,7 @@ class ResumableInfiniteSampler(_SeededSamples, InfiniteSampler):
 
 @DATA_SAMPLERS.register_module()
 class ResumableDefaultSampler(_SeededSamples, DefaultSampler):
-    """mmengine's ``DefaultSampler``, whose samples' augmentation depends on their position in all epochs and on the seed alone."""
+    """mmengine's ``DefaultSampler``; a sample's augmentation depends only on its position over all epochs and the seed."""
 
     def __iter__(self) -> Iterator[int]:
         """Yield the indices of an epoch, each with its position over all epochs."""
@@ -93,10 +93,10 @@ class ResumableDefaultSampler(_SeededSamples, DefaultSampler):
 
 
 class WholeFileBackend(LocalBackend):
-    """mmengine's files on a disk, each whole or absent at any time."""
+    """mmengine's local files, each whole or absent at any time."""
 
     def put(self, obj: bytes, filepath: str | Path) -> None:
-        """Write a file. Until all of it is on the disk, a former file of that name stays."""
+        """Write a file. An older file of that name stays until all of it is on the disk."""
         write_whole(filepath, obj)
 
 
@@ -105,18 +105,16 @@ register_backend('whole_file', WholeFileBackend, force=True)
 
 @HOOKS.register_module()
 class ResumableCheckpointHook(CheckpointHook):
-    """mmengine's ``CheckpointHook`` for a training that may be killed at any point; takes the same arguments.
+    """mmengine's ``CheckpointHook`` for a training that may be killed at any point, with the same arguments. It also
 
-    It does what mmengine's does, and
-
-    - writes whole checkpoints (``WholeFileBackend``; not where ``backend_args`` or an ``out_dir`` with ``://`` name another backend);
-    - resumes from the newest checkpoint where a kill left ``last_checkpoint`` empty;
-    - draws what is random in an iteration or in an evaluation from the seed and the iteration. (For samples their sampler does that:
+    - writes whole checkpoints (``WholeFileBackend``), unless ``backend_args`` or an ``out_dir`` with ``://`` name another backend;
+    - resumes from the newest checkpoint if a kill left ``last_checkpoint`` empty;
+    - seeds each iteration and evaluation from the seed and the iteration. (Samples are seeded by their sampler,
       ``ResumableInfiniteSampler`` or ``ResumableDefaultSampler``);
     - runs the evaluation that was due after the checkpoint, if the kill came before its end.
 
     Raises:
-        ValueError: with ``max_keep_ckpts=1``, or with checkpoints by iteration in a loop by epoch or the other way round.
+        ValueError: ``max_keep_ckpts=1``, or checkpoints by iteration in an epoch-based loop, or by epoch in an iteration-based one.
     """
 
     backend_args: dict | None
@@ -132,7 +130,7 @@ class ResumableCheckpointHook(CheckpointHook):
             self.backend_args = dict(backend='whole_file')
 
     def before_run(self, runner: Runner) -> None:
-        """Name the newest checkpoint in ``last_checkpoint`` if a kill has left that empty: mmengine writes it in place."""
+        """Name the newest checkpoint in ``last_checkpoint`` if a kill left that empty: mmengine writes it in place."""
         pointer = Path(runner.work_dir, 'last_checkpoint')
         if is_main_process() and pointer.is_file() and not pointer.read_text().strip():
             folder = Path(self.out_dir, pointer.parent.name) if self.out_dir else pointer.parent
@@ -143,7 +141,7 @@ class ResumableCheckpointHook(CheckpointHook):
         barrier()
 
     def before_train(self, runner: Runner) -> None:
-        """Warn of what would make a resumed training differ, and run the evaluation that the kill left out."""
+        """Warn of settings that make a resumed training differ, and run the evaluation that a kill cut short."""
         super().before_train(runner)
         loop = runner.train_loop
         if isinstance(loop, IterBasedTrainLoop if self.by_epoch else EpochBasedTrainLoop):
@@ -154,15 +152,15 @@ class ResumableCheckpointHook(CheckpointHook):
         sampler = getattr(runner.train_dataloader.batch_sampler, 'sampler', None)
         if not isinstance(sampler, ResumableInfiniteSampler | ResumableDefaultSampler):
             runner.logger.warning(
-                f'Resumed, augmentation would differ with sampler {type(sampler).__name__}: set train_dataloader.sampler.type to '
+                f'With sampler {type(sampler).__name__}, augmentation will differ after a resume: set train_dataloader.sampler.type to '
                 f'{"ResumableDefaultSampler" if self.by_epoch else "ResumableInfiniteSampler"}'
             )
         if runner.cfg.get('randomness', {}).get('seed') is None:
-            runner.logger.warning('Resumed, the order of the images would differ without a seed: set randomness.seed')
+            runner.logger.warning('Without a seed, the order of the images will differ after a resume: set randomness.seed')
         self.last_ckpt = runner.message_hub.runtime_info.get('last_ckpt')
         done = self._done(runner)
         if runner.val_loop is not None and done not in (0, runner.message_hub.runtime_info.get('evaluated')):
-            # What the training loop asks after each of its steps, but not when it resumes.
+            # The training loop does the same after each step, but not when it resumes.
             loop._decide_current_val_interval()
             last = runner.max_epochs if self.by_epoch else runner.max_iters
             if done >= runner.val_begin and (done % runner.val_interval == 0 or done == last):
@@ -180,6 +178,6 @@ class ResumableCheckpointHook(CheckpointHook):
         _seed_generators(EVALUATION, runner.seed, get_rank(), runner.iter)
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float]) -> None:
-        """Note in the training log, which checkpoints hold, that the evaluation is done."""
+        """Record in the training log, which is part of each checkpoint, that the evaluation is done."""
         runner.message_hub.update_info('evaluated', self._done(runner))
         super().after_val_epoch(runner, metrics)

@@ -1,7 +1,4 @@
-"""The hook of a learned selection of frequencies: a training with a mixture of the 7x7 spectrum per group ends as a list of pairs.
-
-``fca_mmdet/squeeze.py`` says what is learned.
-"""
+"""The hook for a search: in training, the mixture of frequencies of each group (``squeeze.SearchedDct``) becomes one frequency."""
 
 import json
 from pathlib import Path
@@ -19,19 +16,17 @@ from ..squeeze import FrequencySelection
 
 @HOOKS.register_module()
 class FrequencySearchHook(Hook):
-    """Anneal the ``FrequencySelection`` of the model that is trained, and write down what it ends with.
+    """Anneal the ``FrequencySelection`` of the model in training, and write the frequencies that it ends with.
 
-    In iteration i of n the temperature is ``start (end / start)^(i / (n - 1))``, a function of the iteration alone, so that a resumed
-    training goes on as it was. ``selection_entropy`` is logged beside the losses. After training, ``frequencies.json`` in the work
-    directory holds ``frequencies``, the (u, v) pairs for ``frequencies=``, and ``probabilities``, the 49 weights of each group at the last
-    temperature.
+    In iteration i of n the temperature is ``start (end / start)^(i / (n - 1))``. It depends on the iteration alone, so a resumed training
+    continues as before. ``selection_entropy`` is logged beside the losses. After training, ``frequencies.json`` in the work directory holds
+    ``frequencies``, the (u, v) pairs for ``frequencies=``, and ``probabilities``, the 49 weights of each group at the last temperature.
 
     Args:
-        start: the temperature of the first iteration.
-        end: that of the last.
+        start, end: the temperatures of the first and the last iteration.
 
     Raises:
-        ValueError: the temperatures are not ``start >= end > 0``; when training begins, a model with no selection or with several.
+        ValueError: the temperatures are not ``start >= end > 0``; when training begins, the model does not have exactly one selection.
     """
 
     def __init__(self, start: float = 1.0, end: float = 0.05):
@@ -45,7 +40,7 @@ class FrequencySearchHook(Hook):
         found = [module for module in runner.model.modules() if isinstance(module, FrequencySelection)]
         if len(found) != 1:
             raise ValueError(
-                f"FrequencySearchHook anneals one selection, and the model has {len(found)}: give it one FcaResNet with basis='searched', "
+                f"FrequencySearchHook anneals one selection, but the model has {len(found)}: give it one FcaResNet with basis='searched', "
                 'or take the hook out of custom_hooks'
             )
         self.selection = found[0]

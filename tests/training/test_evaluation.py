@@ -220,9 +220,9 @@ def test_format_only_writes_the_results(tmp_path):
 @pytest.mark.parametrize(
     ('options', 'message'),
     [
-        (dict(use_mp_eval=True), 'use_mp_eval=True is pycocotools in several processes: leave it out'),
-        (dict(proposal_nums=(100,)), r'proposal_nums=\[100\] must be three numbers'),
-        (dict(classwise=True, iou_thrs=[0.5]), 'classwise=True reads AP75 from the sixth of iou_thrs, which are 1: leave one'),
+        (dict(use_mp_eval=True), 'use_mp_eval=True runs pycocotools in several processes: leave it out'),
+        (dict(proposal_nums=(100,)), r'proposal_nums=\[100\] must be three numbers or more'),
+        (dict(classwise=True, iou_thrs=[0.5]), 'classwise=True reads the sixth of iou_thrs as AP75, but got 1: leave out'),
     ],
 )
 def test_options_that_cannot_work(options, message):
@@ -243,19 +243,19 @@ def test_annotation_ids_that_decide_figures(ids, tmp_path):
     truth = dataset([[OBJECT, OBJECT]])
     for annotation, number in zip(truth['annotations'], ids, strict=True):
         annotation['id'] = number
-    with pytest.raises(ValueError, match=r'annotation ids must be distinct and start at 1: .* renumber, or use CocoMetric'):
+    with pytest.raises(ValueError, match=r'annotation ids must be distinct and positive, .* renumber them, or use CocoMetric'):
         figures('FastCocoMetric', truth, [[(box(32), 3, 0.9)]], tmp_path)
 
 
 def test_what_is_not_a_number(tmp_path):
-    with pytest.raises(ValueError, match=r"image 2 has .*'score': nan}, which are not all numbers\): use CocoMetric"):
+    with pytest.raises(ValueError, match=r"image 2 has a NaN in .*'score': nan}\): use CocoMetric"):
         figures('FastCocoMetric', dataset([[OBJECT]]), [[(box(32), 3, float('nan'))]], tmp_path)
 
 
 def test_image_ids_that_hotcoco_does_not_take(tmp_path):
     truth = dataset([[OBJECT]])
     truth['images'][0]['id'] = truth['annotations'][0]['image_id'] = 'first'
-    with pytest.raises(ValueError, match=r"hotcoco does not take .*integer, got 'first'\): use CocoMetric"):
+    with pytest.raises(ValueError, match=r"hotcoco refuses .*integer, got 'first'\): use CocoMetric"):
         figures('FastCocoMetric', truth, [[(box(32), 3, 0.9)]], tmp_path)
 
 

@@ -164,7 +164,7 @@ def test_a_training_killed_ten_times_ends_as_the_uninterrupted_one(data, tmp_pat
         if kill.startswith('half'):
             assert (killed / kill.split()[1]).stat().st_size == HALF
         assert ('last_checkpoint was left empty; the newest checkpoint is' in output) == (kill == 'before last_checkpoint')
-        assert 'Resumed, ' not in output  # no warning
+        assert 'after a resume' not in output  # no warning
     assert resumed_at(train(config, killed)) == (0, 24)
     assert_same_training(tmp_path / 'whole', killed)
 
@@ -377,14 +377,14 @@ def warnings_of(runner: Runner) -> list[str]:
     lines: list[str] = []
     runner.logger.addFilter(lambda record: lines.append(record.getMessage()) or True)
     runner.train()
-    return [line for line in lines if line.startswith('Resumed, ')]
+    return [line for line in lines if 'after a resume' in line]
 
 
 def test_what_stands_against_an_exact_resumption_is_said(tmp_path):
     assert warnings_of(toy(tmp_path / 'none')) == []
-    order = 'Resumed, the order of the images would differ without a seed: set randomness.seed'
+    order = 'Without a seed, the order of the images will differ after a resume: set randomness.seed'
     assert warnings_of(toy(tmp_path / 'seed', seed=None)) == [order]
-    augmentation = 'Resumed, augmentation would differ with sampler InfiniteSampler: set train_dataloader.sampler.type to '
+    augmentation = 'With sampler InfiniteSampler, augmentation will differ after a resume: set train_dataloader.sampler.type to '
     plain = dict(sampler=dict(type=InfiniteSampler))
     assert warnings_of(toy(tmp_path / 'sampler', train_dataloader=plain)) == [f'{augmentation}ResumableInfiniteSampler']
 

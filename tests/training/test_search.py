@@ -106,7 +106,7 @@ def test_the_schedule_of_a_loop_by_epoch(tmp_path):
 def test_the_hook_wants_one_selection(tmp_path):
     for model, count in ((nn.Identity(), 0), (nn.ModuleList(FrequencySelection(1) for _ in range(2)), 2)):
         with pytest.raises(
-            ValueError, match=f"anneals one selection, and the model has {count}: give it one FcaResNet with basis='searched'"
+            ValueError, match=f"anneals one selection, but the model has {count}: give it one FcaResNet with basis='searched'"
         ):
             FrequencySearchHook().before_train(type('Running', (), dict(model=model)))
 
