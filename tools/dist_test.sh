@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Test on several GPUs of one or more machines: dist_test.sh CONFIG CHECKPOINT GPUS [options of tools/test.py]
 # On several machines, run it on each with NNODES, NODE_RANK, MASTER_ADDR and PORT set.
-# On a machine without a GPU, GPUS is the number of processes on its CPU, and gloo joins them.
+# On a machine without a GPU, GPUS is the number of processes on its CPU; they communicate by gloo.
 set -eu
 CONFIG=$1 CHECKPOINT=$2 GPUS=$3
 exec python -m torch.distributed.run \

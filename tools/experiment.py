@@ -1,19 +1,19 @@
-"""Run a plan of experiments: each config of it with each seed, a training and COCO evaluation in a process of its own.
+"""Run a plan of experiments: train and evaluate (COCO) each of its configs with each seed, in a process of its own.
 
     python tools/experiment.py PLAN [--out FOLDER] [--data FOLDER] [--seeds 5] [--jobs 2] [--devices 0 1] [--ray [ADDRESS]]
 
-A plan is a YAML file; ``configs/plans`` holds some, and its README says what may stand in one:
+A plan is a YAML file. ``configs/plans`` has some, and its README lists all keys:
 
     seeds: 5
-    baseline: plain                          # what differences are taken to
-    options: {train_cfg.max_iters: 400}      # of every run, as --cfg-options of tools/train.py
+    baseline: plain                          # the run to compare with
+    options: {train_cfg.max_iters: 400}      # for every run, as --cfg-options of tools/train.py
     runs:
       plain: {config: small/mask-rcnn_r50-thin_fpn_small-heads.py}
       low2: {config: small/mask-rcnn_fca-r50-thin_fpn_small-heads.py, frequencies: low2}
 
-A run lies in OUT/NAME/seed-N with its config, log and checkpoints. Interrupted and started again, the command leaves out what is done and
-goes on with what was begun, to the same numbers on a CPU. A run that fails is reported, and the others go on. OUT/results.csv and
-results.json have a row for each finished run; tools/report.py makes tables and figures of them.
+OUT/NAME/seed-N has the config, log and checkpoints of a run. Started again after an interruption, the command skips what is done and goes
+on with what was begun; on a CPU the numbers are the same as without interruption. If a run fails, the others go on. OUT/results.csv and
+results.json have a row for each finished run; tools/report.py turns them into tables and figures.
 """
 
 import argparse
@@ -31,16 +31,16 @@ from fca_mmdet.lab.experiment import run_plan, submit_here, submit_to_ray
 def main() -> None:
     """Parse the command line and run the plan."""
     parser = argparse.ArgumentParser(description='Run a plan of experiments.')
-    parser.add_argument('plan', help="a YAML file, or the name of one of configs/plans, such as 'small'")
+    parser.add_argument('plan', help="a YAML file, or the name of one in configs/plans, such as 'small'")
     parser.add_argument('--out', type=Path, help='(default: work_dirs/experiments/PLAN)')
     parser.add_argument('--data', type=Path, help="a COCO-format folder instead of the configs' data")
-    parser.add_argument('--seeds', type=int, help="of every run, instead of the plan's")
-    parser.add_argument('--only', nargs='+', metavar='RUN', help='these runs of the plan alone')
-    parser.add_argument('--jobs', type=int, default=os.cpu_count(), help='runs at once on a CPU (default: its cores, %(default)s)')
+    parser.add_argument('--seeds', type=int, help="number of seeds of every run, instead of the plan's")
+    parser.add_argument('--only', nargs='+', metavar='RUN', help='only these runs of the plan')
+    parser.add_argument('--jobs', type=int, default=os.cpu_count(), help='runs at a time on a CPU (default: its %(default)s cores)')
     first = ['0'] * torch.cuda.is_available()
     parser.add_argument('--devices', nargs='+', default=first, metavar='GPU', help='one run on each at a time (default: the first)')
     parser.add_argument('--ray', nargs='?', const='local', metavar='ADDRESS', help='run on Ray: here, or on the cluster at ADDRESS')
-    parser.add_argument('--gpus', type=float, default=float(torch.cuda.is_available()), help='GPUs of a run on Ray (default: %(default)g)')
+    parser.add_argument('--gpus', type=float, default=float(torch.cuda.is_available()), help='GPUs per run on Ray (default: %(default)g)')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE', help='for every run, as in mmdet')
     args = parser.parse_args()
     submitting = submit_to_ray(args.ray, args.gpus) if args.ray else submit_here(args.jobs, args.devices)

@@ -1,11 +1,11 @@
-"""A whole Faster R-CNN or Mask R-CNN, from the image to boxes, scores, labels and masks, as one ONNX file; compared with PyTorch on images.
+"""Export a whole Faster R-CNN or Mask R-CNN, from image to boxes, scores, labels and masks, to ONNX, and compare it with PyTorch.
 
     python tools/export_detector.py CONFIG CHECKPOINT --out FILE.onnx --images FOLDER [--count 10]
 
-The file holds standard operators only; ``fca_mmdet/deploy/detector.py`` describes its inputs and outputs. Needs the extra ``onnx``.
+The file has standard operators only; ``fca_mmdet/deploy/detector.py`` describes its inputs and outputs. Needs the extra ``onnx``.
 
-NMS follows the order of scores, and neither mmdet nor this says which of equal scores comes first: with random weights, whose scores are
-nearly equal, detections need not agree.
+NMS goes by the order of scores, which is undefined for equal ones, in mmdet too. Random weights give nearly equal scores, so their
+detections need not agree.
 """
 
 import argparse
@@ -22,8 +22,8 @@ def main() -> None:
     parser.add_argument('config', type=Path)
     parser.add_argument('checkpoint', type=Path)
     parser.add_argument('--out', type=Path, required=True)
-    parser.add_argument('--images', type=Path, required=True, help='folder of the images to compare on')
-    parser.add_argument('--count', type=int, default=10, help='images to compare on, the first by name')
+    parser.add_argument('--images', type=Path, required=True, help='folder of images to compare on')
+    parser.add_argument('--count', type=int, default=10, help='number of images, the first by name')
     export_detector(**vars(parser.parse_args()))
 
 

@@ -1,10 +1,10 @@
-"""Backbone and neck of a detector as an ONNX file for any batch, height and width; checked, compared with PyTorch and timed.
+"""Export a detector's backbone and neck to ONNX for any batch, height and width; check, compare with PyTorch and time the file.
 
     python tools/export_onnx.py CONFIG [CHECKPOINT] --out FILE.onnx [--repeats 5]
 
-The graph computes the attention's projection maps from the image's shape: it holds no pooling to a grid and does not grow with the image.
-Batch normalisations are fused into the convolutions before (mmcv's ``fuse_conv_bn``). Needs the extra ``onnx``. The heads, which
-choose boxes by data-dependent sizes, stay in PyTorch.
+The graph computes the attention's projection maps from the image's shape: it has no pooling to a grid and does not grow with the image.
+Batch normalisations are first fused into the convolutions (mmcv's ``fuse_conv_bn``). The heads, which choose boxes by data-dependent
+sizes, stay in PyTorch. Needs the extra ``onnx``.
 """
 
 import argparse

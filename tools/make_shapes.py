@@ -1,10 +1,9 @@
-"""Make a COCO-format data set of textured shapes, the same for the same arguments.
+"""Make a COCO-format data set of textured shapes. The same arguments give the same data.
 
     python tools/make_shapes.py OUT [--train 600] [--val 80] [--seed 0]
 
-Striped discs and crosses on a mottled ground, in three classes: discs with coarse stripes, discs with fine ones, and crosses with either.
-Outline alone tells a cross, and spatial frequency alone tells the discs apart. Shapes crowd and occlude one another; a mask is what is
-visible of its shape.
+There are three classes on a mottled ground: discs with coarse stripes, discs with fine stripes, and crosses with either. Only the outline
+distinguishes a cross, and only spatial frequency the two discs. Shapes crowd and occlude each other; a mask is the visible part of a shape.
 """
 
 import argparse

@@ -2,9 +2,9 @@
 
     python tools/report.py RESULTS [RESULTS ...] [--out FOLDER]
 
-RESULTS is what tools/experiment.py wrote: plan.yml, results.csv, and the runs' logs for curves. Several folders, such as the shares of
-several machines, are one report. It stands in report.md, its numbers in report.json, the figures that the results can fill beside them.
-Needs the extra 'experiments'.
+RESULTS is a folder that tools/experiment.py wrote: plan.yml, results.csv, and the runs' logs for curves. Several folders, such as those of
+several machines, give one report. The command writes report.md, the numbers in report.json, and the figures that the results allow. Needs
+the extra ``experiments``.
 """
 
 import argparse

@@ -1,15 +1,15 @@
-"""Train a small Mask R-CNN for long on images of random size and content, and watch the memory of its process.
+"""Train a small Mask R-CNN for a long time on images of random size and content, and watch the memory of its process.
 
     python tools/soak.py [--iterations 2000] [--out docs/faults/memory.json]
 
-The same detector with mmdet's ResNet is trained on the same images in another process: what grows there too is not the attention's.
+The same detector with mmdet's ResNet is trained on the same images in another process: the attention does not cause what grows there too.
 Statistics are frozen, so that the blocks run folded.
 
-Two figures are taken after each iteration: the bytes that the process holds, as its heap counts them, and those that are resident, among
-them what was freed and lies between what is held. At the end the heap is told to give back what it can.
+After each iteration the command notes the bytes that the process holds, as its heap counts them, and those that are resident, which include
+freed memory between held blocks. At the end it makes the heap give back what it can.
 
 Memory is flat if the median of the held bytes in the last tenth is at most 1 % and 1 MiB above their median in the second tenth. If it is
-not, with FCA, the command ends with 1. ``--out`` names a JSON file; a figure is drawn beside it.
+not flat with FCA, the command ends with 1.
 """
 
 import argparse
@@ -30,11 +30,9 @@ def main() -> int:
     parser.add_argument('--out', type=Path, help='a JSON file to write; the figure is drawn beside it')
     args = parser.parse_args()
     if args.iterations < 10:
-        parser.error(f'--iterations {args.iterations}: the first and the last tenth need at least 10')
+        parser.error(f'--iterations {args.iterations}: the first and the last tenth need at least 10 iterations')
     if not hasattr(psutil, 'heap_info'):
-        parser.error(
-            f'psutil {psutil.__version__} cannot ask the heap on this platform: it takes psutil >= 7.2, and glibc, macOS or Windows'
-        )
+        parser.error(f'psutil {psutil.__version__} cannot read the heap here: use psutil 7.2 or later, on glibc, macOS or Windows')
     return 0 if soak(args.iterations, args.out) else 1
 
 

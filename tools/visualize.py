@@ -1,11 +1,11 @@
-"""What a trained detector sees in an image, and what its frequency attention does with it, as one picture.
+"""Draw what a trained detector finds in an image, and what its frequency attention contributes.
 
     python tools/visualize.py CONFIG CHECKPOINT IMAGE --out PICTURE.png [--score 0.3] [--top 10]
 
-Above: the predictions, and a Grad-CAM (https://arxiv.org/abs/1610.02391) of the backbone's last feature map for the scores of the best
-predictions. Below, by block and frequency (u, v): the mean gate of the frequency's channels, and how much those gates decide, the sum over
-channels of gate times the derivative of the scores by the gate: what the scores would lose, to first order, if these gates closed and the
-proposals stayed where they are (the derivative does not pass through them).
+The top row has the predictions, and a Grad-CAM (https://arxiv.org/abs/1610.02391) of the backbone's last feature map for the scores of the
+best predictions. The bottom row has, by block and frequency (u, v), the mean gate of the frequency's channels, and the gates' part in the
+scores: the sum over channels of the gate times the derivative of the scores by it. To first order, the scores would lose this part if
+these gates closed and the proposals stayed (the derivative does not pass through them).
 """
 
 import argparse
@@ -23,8 +23,8 @@ def main() -> None:
     parser.add_argument('checkpoint', type=Path)
     parser.add_argument('image', type=Path)
     parser.add_argument('--out', type=Path, required=True)
-    parser.add_argument('--score', type=float, default=0.3, help='predictions from this score on are drawn')
-    parser.add_argument('--top', type=int, default=10, help='how many of the best scores are explained')
+    parser.add_argument('--score', type=float, default=0.3, help='least score of a prediction that is drawn')
+    parser.add_argument('--top', type=int, default=10, help='number of best scores to explain')
     parser.add_argument('--device', default='cpu')
     draw_explanation(**vars(parser.parse_args()))
 

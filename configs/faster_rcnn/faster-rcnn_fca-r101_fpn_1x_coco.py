@@ -1,4 +1,4 @@
-# mmdet's Faster R-CNN 1x recipe with one change: the frequency channel attention of FcaNet's authors, with their ImageNet weights.
+# mmdet's Faster R-CNN 1x recipe with one change: FcaNet's backbone and its ImageNet weights.
 # 8 GPUs x 2 images = 16 per iteration, lr 0.02; 117,266 images / 16 = 7,330 iterations an epoch, 12 epochs = 87,960.
 _base_ = './faster-rcnn_r101_fpn_1x_coco.py'
 custom_imports = dict(imports=['fca_mmdet'], allow_failed_imports=False)

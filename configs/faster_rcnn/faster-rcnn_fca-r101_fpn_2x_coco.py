@@ -1,4 +1,4 @@
-# mmdet's Faster R-CNN 2x recipe with the backbone exchanged.
+# mmdet's Faster R-CNN 2x recipe with one change: FcaNet's backbone and its ImageNet weights.
 # 8 GPUs x 2 images = 16 per iteration, lr 0.02; 117,266 images / 16 = 7,330 iterations an epoch, 24 epochs = 175,920.
 _base_ = 'mmdet::faster_rcnn/faster-rcnn_r101_fpn_2x_coco.py'
 custom_imports = dict(imports=['fca_mmdet'], allow_failed_imports=False)

@@ -1,4 +1,4 @@
-# mmdet's Faster R-CNN ms-3x recipe with the backbone exchanged.
+# mmdet's Faster R-CNN ms-3x recipe with one change: FcaNet's backbone and its ImageNet weights.
 # 8 GPUs x 2 images = 16 per iteration, lr 0.02; short side 640 to 800; an epoch is the data three times, 12 x 21,988 = 263,856 iterations.
 _base_ = 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_ms-3x_coco.py'
 custom_imports = dict(imports=['fca_mmdet'], allow_failed_imports=False)

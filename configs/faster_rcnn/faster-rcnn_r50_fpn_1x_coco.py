@@ -1,3 +1,3 @@
-# mmdet's Faster R-CNN 1x recipe as it is: the plain ResNet-50 to compare with.
+# mmdet's Faster R-CNN 1x recipe unchanged: the plain ResNet-50 to compare with.
 # 8 GPUs x 2 images = 16 per iteration, lr 0.02; 117,266 images / 16 = 7,330 iterations an epoch, 12 epochs = 87,960.
 _base_ = 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'

@@ -1,4 +1,4 @@
-# FcaNet-50 as a classifier under mmpretrain, in the recipe of FcaNet's authors: 100 epochs, 5 of them warm-up, cosine, label smoothing 0.1.
+# FcaNet-50 as an mmpretrain classifier, with the recipe of FcaNet's authors: 100 epochs, 5 of them warm-up, cosine, label smoothing 0.1.
 # 8 GPUs x 32 images = 256 per iteration, lr 0.1; 1,281,167 images / 256 = 5,005 iterations an epoch, 100 epochs = 500,500.
 _base_ = [
     'mmpretrain::_base_/models/resnet50_label_smooth.py',

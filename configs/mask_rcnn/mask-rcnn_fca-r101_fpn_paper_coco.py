@@ -1,4 +1,4 @@
-# FcaNet's recipe for Mask R-CNN with the frequency channel attention of FcaNet's authors, with their ImageNet weights.
+# FcaNet's recipe for Mask R-CNN with FcaNet's backbone and its ImageNet weights.
 # 8 GPUs x 1 image = 8 per iteration, lr 0.01; 117,266 images / 8 = 14,659 iterations an epoch, 12 epochs = 175,908.
 _base_ = './mask-rcnn_r101_fpn_paper_coco.py'
 custom_imports = dict(imports=['fca_mmdet'], allow_failed_imports=False)

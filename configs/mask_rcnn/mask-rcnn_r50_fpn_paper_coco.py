@@ -1,5 +1,5 @@
-# FcaNet's recipe for Mask R-CNN with the plain ResNet-50, to compare attentions under: one image a GPU, lr 0.01, OHEM in the R-CNN
-# head, only the stem frozen, no affine normalisation of the backbone trained. The rest of it is mmdet's 1x recipe.
+# FcaNet's recipe for Mask R-CNN with the plain ResNet-50 to compare with: one image per GPU, lr 0.01, OHEM in the R-CNN head, only
+# the stem frozen, the backbone's BN weights and biases not trained. All else is mmdet's 1x recipe.
 # 8 GPUs x 1 image = 8 per iteration, lr 0.01; 117,266 images / 8 = 14,659 iterations an epoch, 12 epochs = 175,908.
 _base_ = './mask-rcnn_r50_fpn_1x_coco.py'
 

@@ -1,4 +1,4 @@
-# Mask R-CNN with an FCA-ResNet-18 of half the width and heads of 64 channels, trained from scratch: minutes on two CPU cores.
+# Mask R-CNN with an FCA-ResNet-18 of half the width and heads of 64 channels. Training from scratch takes minutes on two CPU cores.
 # 800 iterations x 4 images = 3,200 images, of 256 pixels at most. For any COCO-format folder: tools/demo.py sets the data and classes.
 _base_ = 'mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py'
 custom_imports = dict(imports=['fca_mmdet'], allow_failed_imports=False)
@@ -10,7 +10,7 @@ model = dict(
         type='FcaResNet',
         depth=18,
         base_channels=32,
-        # From scratch nothing is frozen and the normalisation learns its statistics.
+        # From scratch: nothing is frozen, and batch normalisation learns its statistics.
         frozen_stages=-1,
         norm_eval=False,
         init_cfg=None,

@@ -1,4 +1,4 @@
-# Frequency channel attention in the thin ResNet-50 with one change: the frequencies of its groups are learned (frequencies.json).
+# Frequency channel attention in the thin ResNet-50 with one change: its frequencies are learned and written to frequencies.json.
 _base_ = './mask-rcnn_fca-r50-thin_fpn_small-heads.py'
 
 model = dict(backbone=dict(basis='searched'))

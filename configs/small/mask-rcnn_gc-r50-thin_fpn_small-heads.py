@@ -1,4 +1,4 @@
-# The thin ResNet-50 with one change: global context blocks in stages 2 to 4, where GCNet has them.
+# The thin ResNet-50 with one change: global context blocks in stages 2 to 4, as in GCNet.
 _base_ = './mask-rcnn_r50-thin_fpn_small-heads.py'
 
 model = dict(

@@ -1,4 +1,4 @@
-# A plain ResNet-50 of a quarter of the width in the small Mask R-CNN, on images of random sizes: what attentions are compared with here.
+# The small Mask R-CNN with a plain ResNet-50 of a quarter of the width, on images of random sizes: the baseline for attentions.
 _base_ = './mask-rcnn_fca-r18_fpn_small-heads.py'
 
 model = dict(
@@ -21,6 +21,6 @@ train_pipeline = [
     dict(type='RandomFlip', prob=0.75, direction=['horizontal', 'vertical', 'diagonal']),
     dict(type='PackDetInputs'),
 ]
-# Killed and resumed it ends as if it had run through (docs/faults).
+# If it is killed and resumed, it ends as if it had not been (docs/faults).
 train_dataloader = dict(sampler=dict(_delete_=True, type='ResumableInfiniteSampler'), dataset=dict(pipeline=train_pipeline))
 default_hooks = dict(checkpoint=dict(type='ResumableCheckpointHook'))

@@ -1,1 +1,1 @@
-"""What measures, compares and draws; no training or deployed model needs it."""
+"""Measure, compare and draw. No training and no deployed model needs this package."""

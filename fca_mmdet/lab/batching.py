@@ -1,4 +1,4 @@
-"""Measure how much the detections in an image change with the other image of its batch, to whose size it is padded."""
+"""Measure how much the detections in an image change with the other image of its batch, to whose size mmdet pads it."""
 
 import itertools
 import json
@@ -21,14 +21,14 @@ from ..files import check_writable, write_whole
 from .plots import plt, spread, write_figure
 
 SIZES = (1.0, 1.25, 1.5, 2.0)
-"""Heights and widths of the other image, relative to the image's."""
+"""Height and width of the other image, relative to the first."""
 TITLES = {'without_counterpart': 'detections without a counterpart', 'score_change': 'mean change of score'}
 Measures = dict[float, dict[str, float]]
-"""By that size: the share of detections ``without_counterpart``, and the mean ``score_change`` of those that have one."""
+"""For each size, the share of detections ``without_counterpart``, and the mean ``score_change`` of the others."""
 
 
 def compare(alone: InstanceData, batched: InstanceData) -> tuple[int, list[float]]:
-    """Count the detections of either side without a counterpart, and take the change of score of each pair, best overlaps first."""
+    """Pair detections of one class by overlap (IoU >= 0.5, best first). Returns how many have no pair, and each pair's change of score."""
     overlap = bbox_overlaps(alone.bboxes, batched.bboxes) * (alone.labels[:, None] == batched.labels)
     changes: list[float] = []
     while overlap.numel() and overlap.max() >= 0.5:
@@ -46,7 +46,7 @@ def _detect_in_first(model: nn.Module, batch: dict[str, Any], score: float) -> I
 
 
 def _with_another(batch: dict[str, Any], size: float) -> dict[str, Any]:
-    """Add to a batch of one image the same image, ``size`` times as high and wide."""
+    """Batch an image with a copy of itself that is ``size`` times as high and wide."""
     (image,), (sample,) = batch['inputs'], batch['data_samples']
     enlarged = mmcv.imrescale(np.ascontiguousarray(image.numpy().transpose(1, 2, 0)), size)
     other = sample.clone()
@@ -69,7 +69,7 @@ def _measure_detector(model: nn.Module, paths: Sequence[Path], score: float) -> 
 
 
 def name_of(config: Path) -> str:
-    """Name a config, or the run that it lies in as ``config.py``: RUN/config.py or RUN/seed-N/config.py."""
+    """Name a model by its config's file, or by its run if that file is RUN/config.py or RUN/seed-N/config.py."""
     if config.stem != 'config':
         return config.stem
     folder = config.resolve().parent
@@ -77,7 +77,7 @@ def name_of(config: Path) -> str:
 
 
 def average(measures: Sequence[Measures]) -> Measures:
-    """Take means and sample standard deviations over detectors, such as the seeds of a run."""
+    """Compute means and sample standard deviations over detectors, such as the seeds of a run."""
     found: Measures = {size: {} for size in measures[0]}
     for size, key in itertools.product(found, TITLES):
         column = [measure[size][key] for measure in measures]
@@ -86,20 +86,20 @@ def average(measures: Sequence[Measures]) -> Measures:
 
 
 def draw_changes(results: dict[str, Measures], out: Path) -> None:
-    """Draw both measures against the size of the other image: a line for each name, with the spread over its models."""
+    """Draw both measures against the size of the other image: a line for each name, with the spread over its detectors."""
     figure, axes = plt.subplots(1, 2, figsize=(11, 4))
     for axis, (key, title) in zip(axes, TITLES.items(), strict=True):
         for name, result in results.items():
             means, bars = ([values[column] for values in result.values()] for column in (key, f'{key}_std'))
             axis.errorbar(list(result), means, bars if any(bars) else None, marker='o', capsize=2, label=name)
-        axis.set(xlabel="companion's size relative to the image", title=title, ylim=(0, None))
+        axis.set(xlabel='size of the other image, relative to the first', title=title, ylim=(0, None))
         axis.grid(alpha=0.3)
     axes[0].legend(fontsize=8)
     write_figure(figure, out)
 
 
 def measure_batching(model: Sequence[tuple[str, str]], images: Path, out: Path, count: int, score: float, device: str) -> None:
-    """Measure detectors, each a config and its checkpoint, on images of a folder; print the averages by name, write and draw them."""
+    """Measure detectors, each a config and its checkpoint, on a folder's images. Prints, writes and draws the averages of each name."""
     paths = find_images(images, count)
     check_writable(out)
     measures: dict[str, list[Measures]] = defaultdict(list)
@@ -109,9 +109,9 @@ def measure_batching(model: Sequence[tuple[str, str]], images: Path, out: Path, 
     results = {name: average(several) for name, several in measures.items()}
     for name, result in results.items():
         for size, values in result.items():
-            beside = ' +- {without_counterpart_std:.1%}, {score_change_std:.4f}'.format(**values) if len(measures[name]) > 1 else ''
-            print(f'{name}, companion x {size}: {values["without_counterpart"]:.1%} without counterpart, ', end='')
-            print(f'scores change by {values["score_change"]:.4f}{beside}')
+            deviation = ' +- {without_counterpart_std:.1%}, {score_change_std:.4f}'.format(**values) if len(measures[name]) > 1 else ''
+            print(f'{name}, other image x {size}: {values["without_counterpart"]:.1%} without counterpart, ', end='')
+            print(f'scores change by {values["score_change"]:.4f}{deviation}')
     write_whole(out, json.dumps(dict(images=len(paths), score=score, results=results), indent=2) + '\n')
     draw_changes(results, out.with_suffix('.png'))
     print(f'wrote {out} and {out.with_suffix(".png")}')

@@ -1,4 +1,4 @@
-"""What is timed: backbones with their attentions, a detector with one of them, the layer alone, the forms of a folded block."""
+"""Benchmark backbones with their attentions, a detector with each of them, the layer alone, and both forms of a folded block."""
 
 import resource
 from collections.abc import Callable, Mapping, Sequence
@@ -28,7 +28,7 @@ BACKBONES: dict[str, Callable[..., ResNet]] = {
     '+ FCA, folded': FcaResNet,
     '+ FCA, ignoring padding': partial(FcaResNet, ignore_padding=True),
 }
-"""What can be compared, ResNet first: the ratios are to it."""
+"""The backbones to compare. ResNet is the first: ratios are to it."""
 RECORDED = [name for name in BACKBONES if 'ignoring' not in name]
 ROUNDS_PER_PROCESS = 3
 MODES = {
@@ -37,11 +37,11 @@ MODES = {
     'saved': (2**-20, 'MiB', 'kept for backward'),
     'peak': (2**-20, 'MiB', 'peak memory of the process'),
 }
-"""The factor from seconds or bytes to the unit that is shown, the unit, and the title of a panel."""
+"""For each measure, the factor from seconds or bytes to its unit, the unit, and the title of its panel."""
 
 
 class Subject:
-    """One backbone under one setting, and what is measured on it."""
+    """One backbone under one setting, with a method for each measurement."""
 
     def __init__(self, name: str, setting: Setting):
         torch.set_num_threads(setting.threads)
@@ -66,16 +66,16 @@ class Subject:
 
     @torch.inference_mode()
     def inference(self) -> float:
-        """Take the seconds of one forward."""
+        """Time one forward pass, in seconds."""
         return seconds(self._forward, self.x.device)
 
     def training(self) -> float:
-        """Take the seconds of one forward and backward."""
+        """Time one forward and backward pass, in seconds."""
         self.model.zero_grad()
         return seconds(lambda: torch.stack([feature.mean() for feature in self._forward()]).sum().backward(), self.x.device)
 
     def saved(self) -> float:
-        """Count the bytes that a forward keeps for backward beyond parameters and buffers."""
+        """Count the bytes that a forward pass keeps for backward, without parameters and buffers."""
         kept: dict[int, int] = {}
         own = {tensor.untyped_storage().data_ptr() for tensor in [*self.model.parameters(), *self.model.buffers()]}
 
@@ -90,21 +90,21 @@ class Subject:
         return float(sum(kept.values()))
 
     def operators(self) -> dict[str, float]:
-        """Take the seconds of a training step by operator, the mean of three."""
+        """Time a training step by operator, in seconds: the mean of three steps."""
         with torch.profiler.profile() as profiler:
             for _ in range(3):
                 self.training()
         return {event.key: event.self_cpu_time_total / 3e6 for event in profiler.key_averages()}
 
     def peak(self) -> float:
-        """Look up the most bytes so far: of CUDA's allocator, or resident in the process."""
+        """Read the peak so far, in bytes: of CUDA's allocator, or of the process's resident memory."""
         if self.x.is_cuda:
             return float(torch.cuda.max_memory_allocated(self.x.device))
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
 
 
 class Detector(Subject):
-    """Mask R-CNN with one of the backbones; a training step's forward is the losses of random images with ten objects each."""
+    """Mask R-CNN with one of the backbones. A training step computes its losses on random images with ten objects each."""
 
     def __init__(self, name: str, setting: Setting):
         super().__init__(name, setting)
@@ -118,7 +118,7 @@ class Detector(Subject):
 
 
 def describe_setting(setting: dict) -> str:
-    """Put a setting into words."""
+    """Describe a setting in words."""
     switches = {'channels_last': 'channels_last', 'compile': 'compiled', 'keep_pages': 'allocator keeps pages'}
     options = [words for name, words in switches.items() if setting[name]]
     height, width = setting['size']
@@ -128,17 +128,17 @@ def describe_setting(setting: dict) -> str:
 def measure_table(
     setting: Setting, names: Sequence[str], times: Sequence[str], once: Sequence[str], repeats: int, kind: type[Subject] = Subject
 ) -> dict:
-    """Make the table of one setting, and print it: the methods ``times`` are called in every round, ``once`` in the last processes."""
+    """Measure and print one setting's table. The methods in ``times`` are called in every round, those in ``once`` at the end."""
     series: dict[str, dict[str, list[float]]] = {action: {name: [] for name in names} for action in times}
-    lives = 1 if setting.compile else -(-repeats // ROUNDS_PER_PROCESS)
-    for life in range(lives):
-        count = (repeats + life) // lives  # they add up to repeats
+    starts = 1 if setting.compile else -(-repeats // ROUNDS_PER_PROCESS)
+    for start in range(starts):
+        count = (repeats + start) // starts  # these add up to repeats
         with workers(names, setting, kind) as ask:
             for action in times:
-                label = f'processes {life + 1} of {lives}, {action}'
+                label = f'processes {start + 1} of {starts}, {action}'
                 for name, values in rounds(partial(ask, action), count, label).items():
                     series[action][name] += values
-            last = {action: ask(action) for action in once if life == lives - 1}
+            last = {action: ask(action) for action in once if start == starts - 1}
     series |= {action: {name: [value] for name, value in answers.items()} for action, answers in last.items()}
     table = {action: summary(values) for action, values in series.items()}
     print(f'\n{describe_setting(asdict(setting))}')
@@ -153,19 +153,19 @@ def measure_table(
 
 
 def measure_operators(setting: Setting, names: Sequence[str]) -> list[dict]:
-    """Measure where a training step's time goes, by operator: what bounds a setting."""
+    """Measure a training step's time by operator, which shows what bounds a setting."""
     with workers(names, setting, Subject) as ask:
         ask('training')
         answers = ask('operators')
     print(f'\n{describe_setting(asdict(setting))}: ms of a training step by operator')
     for name, operators in answers.items():
-        first = sorted(operators, key=operators.__getitem__, reverse=True)[:9]
-        print(f'  {name:16} ' + ', '.join(f'{key.removeprefix("aten::")} {operators[key] * 1e3:.0f}' for key in first), flush=True)
+        slowest = sorted(operators, key=operators.__getitem__, reverse=True)[:9]
+        print(f'  {name:16} ' + ', '.join(f'{key.removeprefix("aten::")} {operators[key] * 1e3:.0f}' for key in slowest), flush=True)
     return [{'setting': asdict(setting), 'seconds': answers}]
 
 
 def time_layers(layers: Mapping[str, Callable[[Tensor], Tensor]], x: Tensor, mode: str, repeats: int, label: str) -> dict[str, dict]:
-    """Time layers on a feature map in turns: inference, or forward and backward into the input."""
+    """Time layers in turns on a feature map: inference, or (``mode`` 'training') forward and backward to the input."""
 
     def run(layer: Callable[[Tensor], Tensor]) -> None:
         with torch.inference_mode(mode == 'inference'):
@@ -178,7 +178,7 @@ def time_layers(layers: Mapping[str, Callable[[Tensor], Tensor]], x: Tensor, mod
 
 
 def measure_attention(setting: Setting, repeats: int) -> list[dict]:
-    """Time the layer alone beside SE and a global average, which is what memory allows, on the stages' maps of an image."""
+    """Time the layer alone on each stage's feature map, beside SE and a global average, which is the limit set by memory."""
     found = []
     for stage, (stride, grid) in enumerate(((4, 56), (8, 28), (16, 14), (32, 7)), 1):
         channels = 64 * stride
@@ -218,7 +218,7 @@ def measure_forms(setting: Setting, repeats: int) -> list[dict]:
 
 
 MEASURED: dict[str, Callable[[Setting, Sequence[str], int], list[dict]]] = {
-    # Compiled code keeps what it needs for backward by itself.
+    # The compiler chooses what compiled code keeps for backward.
     'backbones': lambda setting, names, repeats: [
         measure_table(setting, names, ['inference', 'training'], ['peak'] if setting.compile else ['peak', 'saved'], repeats)
     ],
@@ -230,4 +230,4 @@ MEASURED: dict[str, Callable[[Setting, Sequence[str], int], list[dict]]] = {
     'forms': lambda setting, names, repeats: measure_forms(setting, repeats),
     'detector': lambda setting, names, repeats: [measure_table(setting, names, ['training'], ['peak'], repeats, Detector)],
 }
-"""How each part of a record is measured: under a setting, of some backbones, in so many rounds."""
+"""The measurement of each part of a record, given a setting, the names of backbones and a number of rounds."""

@@ -35,20 +35,20 @@ class Cost(NamedTuple):
     flops: int
 
     def __str__(self) -> str:
-        """In millions and billions."""
+        """Format parameters in millions and FLOPs in billions."""
         return f'{self.parameters / 1e6:.3f} M, {self.flops / 1e9:.3f} G'
 
 
 class KeptMaps(Projected):
-    """A squeeze whose maps are the constants that they are in eager execution, where tracing would compute them in the graph."""
+    """A squeeze whose maps are constants, as in eager execution. Tracing would put their computation into the graph."""
 
     def maps(self, x: Tensor, valid: ValidPart | None = None) -> Tensor:
-        """The maps of the configured frequencies, ``[F, H, W]``."""
+        """Return the maps of the configured frequencies, ``[F, H, W]``."""
         return cached_projection_maps(self.configured, self.grid, *map(int, x.shape[2:]), x.dtype, x.device)
 
 
 def count(model: nn.Module, inputs: tuple) -> dict[str, Cost]:
-    """Count the cost of ``model(*inputs)`` by module name, ``''`` for all of it. The model stays as it is."""
+    """Count the cost of ``model(*inputs)`` by module name; ``''`` is the whole model. The model is not changed."""
     parameters = parameter_count(model)
     model = copy.deepcopy(model)
     model.eval()
@@ -62,12 +62,12 @@ def count(model: nn.Module, inputs: tuple) -> dict[str, Cost]:
         analyzer.set_op_handle(f'aten::{operator}', elementwise_flop_counter(*((0, 1) if 'mul' in operator else (1, 0))))
     analyzer.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings('none')
     with torch.no_grad():
-        model(*inputs)  # so that the maps are there: they would be counted where they are made
+        model(*inputs)  # caches the maps: else their computation would be counted
         return {name: Cost(parameters[name], int(flops)) for name, flops in analyzer.by_module().items()}
 
 
 def squeeze_excitation_resnet(depth: int) -> ResNet:
-    """Build the SE-ResNet that FcaNet compares with: without biases, in basic blocks too, where mmdet's ResNet has no slot."""
+    """Build the SE-ResNet that FcaNet compares with: no biases, and SE in basic blocks too, where mmdet's ResNet has no plugin slot."""
     model = FcaResNet(depth, fold=False)
     for block in model.modules():
         if isinstance(getattr(block, 'att', None), MultiSpectralAttention):
@@ -76,7 +76,7 @@ def squeeze_excitation_resnet(depth: int) -> ResNet:
 
 
 def count_config(cfg: Config) -> str:
-    """Count backbone and whole model of a config, as two cells: detectors at 800 x 1280, classifiers at 224 x 224."""
+    """Count a config's backbone and whole model, as two table cells: detectors at 800 x 1280, classifiers at 224 x 224."""
     model: Any = build_detector(cfg)
     image = torch.rand(1, 3, 224, 224)
     if cfg.default_scope != 'mmpretrain':
@@ -88,12 +88,12 @@ def count_config(cfg: Config) -> str:
 
 
 def config_table(configs: Mapping[Path, Config]) -> str:
-    """Make a table with a line for each config, printed as it is counted; one model that several configs train is counted once."""
+    """Make a table with a line for each config, and print each line at once. A model that several configs share is counted once."""
     print(lines := '| config | backbone | whole model |\n|---|---|---|', flush=True)
     known: dict[str, str] = {}
     for path, cfg in configs.items():
         if path.parent.name == 'imagenet' and not importlib.util.find_spec('mmpretrain'):
-            print(f'{path.stem} needs mmpretrain, which is not installed: left out', file=sys.stderr)
+            print(f"{path.stem} is left out: it needs mmpretrain (pip install 'fca_mmdet[classification]')", file=sys.stderr)
             continue
         model = {key: value for key, value in cfg.model.items() if key not in ('train_cfg', 'test_cfg')}
         model['backbone'] = {key: value for key, value in model['backbone'].items() if key != 'init_cfg'}
@@ -107,7 +107,7 @@ def config_table(configs: Mapping[Path, Config]) -> str:
 
 
 def tabulate_costs(configs: Sequence[Path], out: Path | None) -> None:
-    """Print the published comparison and a table of configs, which are files or folders of them, and write both to ``out``."""
+    """Print the published comparison and a table of ``configs`` (files or folders), and write both to ``out``."""
     found = {path: read_config(path) for start in configs for path in sorted(start.rglob('*.py')) or [start]}
     if out:
         check_writable(out)

@@ -1,4 +1,4 @@
-"""The main job: a small Mask R-CNN with an FCA backbone, trained on a COCO-format folder, scored with COCO mAP, and drawn."""
+"""Do the main job: train a small Mask R-CNN with an FCA backbone on a COCO-format folder, score it with COCO mAP, and draw it."""
 
 import json
 import statistics
@@ -22,7 +22,7 @@ CONFIG = Path(config_path('small/mask-rcnn_fca-r18_fpn_small-heads.py'))
 
 
 def run_demo(data: Path | None, work_dir: Path, config: Path = CONFIG) -> dict:
-    """Train, test and draw, going on from whatever of that is done in ``work_dir``; without ``data``, textured shapes are made there.
+    """Train, test and draw, from wherever an earlier call stopped in ``work_dir``. Without ``data``, make textured shapes there.
 
     Returns COCO's figures as mmdet names them, ``training_minutes``, ``iterations``, ``train_images`` and ``checkpoint``.
 
@@ -40,15 +40,14 @@ def run_demo(data: Path | None, work_dir: Path, config: Path = CONFIG) -> dict:
     done = work_dir / 'metrics.json'
     finished = done.exists()
     if finished:
-        print(f'finished before: {done} exists; remove {work_dir} to start anew')
+        print(f'already finished: {done} exists; remove {work_dir} to start again')
     else:
         write_whole(done, json.dumps(_train_and_draw(cfg, data, work_dir), indent=2))
     metrics = json.loads(done.read_text())
     print(f'\nbox AP {metrics["coco/bbox_mAP"]:.3f}   AP50 {metrics["coco/bbox_mAP_50"]:.3f}')
     print(f'mask AP {metrics["coco/segm_mAP"]:.3f}  AP50 {metrics["coco/segm_mAP_50"]:.3f}')
     print(f'training took {metrics["training_minutes"]:.1f} min, {metrics["iterations"]} iterations on {metrics["train_images"]} images')
-    figures = ('predictions.png', 'curves.png', 'bases.png', 'gates.png')
-    for name in ('config.py', Path(metrics['checkpoint']).name, 'metrics.json', *figures):
+    for name in ('config.py', Path(metrics['checkpoint']).name, 'metrics.json', 'predictions.png', 'curves.png', 'bases.png', 'gates.png'):
         print(f'  {work_dir / name}')
     if not finished:
         print(f'this run took {(time.monotonic() - start) / 60:.1f} min')
@@ -56,7 +55,7 @@ def run_demo(data: Path | None, work_dir: Path, config: Path = CONFIG) -> dict:
 
 
 def _train_and_draw(cfg: Config, data: Path, work_dir: Path) -> dict:
-    """Train unless the last checkpoint is there, test it, and draw the figures. Returns what ``run_demo`` does."""
+    """Train unless the last checkpoint exists, test it, and draw the figures. Returns what ``run_demo`` returns."""
     work_dir.mkdir(parents=True, exist_ok=True)
     adapt_config(cfg, data, read_classes(data))
     cfg.work_dir, cfg.randomness = str(work_dir), dict(seed=0)

@@ -1,4 +1,4 @@
-"""Time what follows inference, from data samples to COCO's figures: mmdet's ``CocoMetric`` beside ``FastCocoMetric``."""
+"""Time evaluation, from data samples to COCO's figures: mmdet's ``CocoMetric`` beside ``FastCocoMetric``."""
 
 import io
 import os
@@ -16,7 +16,7 @@ from pycocotools import mask as mask_api
 from .timing import in_turns
 
 CORNERS = np.array([[0.3, 0], [0.7, 0], [1, 0.3], [1, 0.7], [0.7, 1], [0.3, 1], [0, 0.7], [0, 0.3]])
-"""Of an octagon in a box of size 1."""
+"""An octagon's corners in a box of size 1."""
 WIDTH, HEIGHT, CLASSES, DETECTIONS = 640, 480, 80, 100
 
 
@@ -31,13 +31,13 @@ def _octagons(boxes: np.ndarray) -> list[list[float]]:
 
 
 def detection_set(images: int) -> tuple[dict, list[dict]]:
-    """Draw ground truth with as many objects an image as COCO val has, and detections with masks as a detector hands them to a metric.
+    """Draw ground truth with as many objects per image as COCO val has, and detections with masks.
 
-    Objects are octagons, one in a hundred a crowd. Up to half of an image's detections are objects, moved by about 6 % of their size and
-    four to an object; the others lie anywhere. Gives the content of a COCO file, and the data samples.
+    Objects are octagons; one in a hundred is a crowd. Up to half of an image's detections are objects moved by about 6 % of their size,
+    four for each object. The others lie anywhere. Returns the content of a COCO file, and the data samples that a metric takes.
     """
     rng = np.random.default_rng(0)
-    objects = round(images * 7.2)  # 36,000 for 5,000
+    objects = round(images * 7.2)  # 36,000 in 5,000 images
     owners, labels, truth = rng.integers(images, size=objects), rng.integers(CLASSES, size=objects), _random_boxes(rng, objects)
     annotations = [
         dict(id=index + 1, image_id=int(owners[index]), category_id=int(labels[index]), bbox=truth[index].tolist(), segmentation=[octagon])
@@ -62,15 +62,15 @@ def detection_set(images: int) -> tuple[dict, list[dict]]:
 
 
 def measure_evaluation(images: int, repeats: int, threads: int) -> list[dict]:
-    """Time both metrics on the same detections, masks first, then boxes, and say whether their figures are equal."""
-    os.environ['RAYON_NUM_THREADS'] = str(threads)  # hotcoco's; read when it starts its threads
+    """Time both metrics on the same detections, first for masks, then for boxes, and compare their figures."""
+    os.environ['RAYON_NUM_THREADS'] = str(threads)  # hotcoco reads it when it starts its threads
     MMLogger.get_instance('mmengine', log_level='ERROR')
     truth, samples = detection_set(images)
     classes = tuple(category['name'] for category in truth['categories'])
     print(f'{images} images, {len(truth["annotations"])} objects, {len(classes)} classes, 100 detections an image, {threads} threads')
     found = []
     for kind in ('segm', 'bbox'):
-        if kind == 'bbox':  # what a metric finds in the samples it writes to a file, masks also if nobody asks for them
+        if kind == 'bbox':  # a metric would write the masks to a file, although it scores boxes only
             for sample in samples:
                 del sample['pred_instances']['masks']
         with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):

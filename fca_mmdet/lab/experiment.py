@@ -1,4 +1,4 @@
-"""A plan of experiments, run: on the devices of this machine or on Ray, as often as it takes, with the results kept written."""
+"""Run a plan of experiments on this machine or on Ray, go on after an interruption, and keep the results up to date."""
 
 import json
 import statistics
@@ -23,7 +23,7 @@ from .runs import Run, fraction_done, is_running, train_once, write_configs
 from .shapes import make_shapes
 
 ONE_THREAD = {'OMP_NUM_THREADS': '1'}
-"""On a CPU: torch's threads wait actively, and those of several runs for each other; and one thread repeats itself to the last bit."""
+"""For runs on a CPU: busy threads of several runs slow each other down, and one thread repeats its results to the last bit."""
 
 Submit = Callable[[Run], Future[dict]]
 Submitting = AbstractContextManager[Submit]
@@ -32,10 +32,10 @@ Submitting = AbstractContextManager[Submit]
 def run_plan(
     plan: str, submitting: Submitting, out: Path | None, data: Path | None, seeds: int | None, only: Sequence[str] | None, options: dict
 ) -> None:
-    """Run what is not done of a plan, as ``tools/experiment.py`` says. ``submitting`` is ``submit_here`` or ``submit_to_ray``.
+    """Run what is left of a plan, as ``tools/experiment.py`` describes. ``submitting`` is ``submit_here(...)`` or ``submit_to_ray(...)``.
 
     Raises:
-        UserError: a mistake in the plan or the options; or, after all others have run, that runs failed.
+        UserError: the plan or an option is wrong; or some runs failed, after the others have run.
     """
     path = Path(plan) if Path(plan).is_file() else CONFIGS / 'plans' / f'{plan}.yml'
     entries = read_plan(path)
@@ -57,14 +57,14 @@ def run_plan(
         write_chosen(entries, out)
     print(f'{out / "results.csv"}\nnext: python tools/report.py {out}')
     if failed:
-        raise UserError(f'{len(failed)} runs failed; mended, the same command runs them alone')
+        raise UserError(f'{len(failed)} runs failed: mend the errors above, and the same command runs only these again')
 
 
 @contextmanager
 def submit_here(jobs: int, devices: Sequence[str]) -> Iterator[Submit]:
-    """Train on this machine: one run on each device at a time, or ``jobs`` on its CPU. A device given twice takes two."""
+    """Train on this machine: one run at a time on each device, or ``jobs`` on its CPU. A device that is listed twice takes two."""
     free = [{'CUDA_VISIBLE_DEVICES': device} for device in devices] or [ONE_THREAD] * jobs
-    own = threading.local()  # of each thread of the pool: the device that it starts all its runs on
+    own = threading.local()  # each thread of the pool has one device for all its runs
 
     def take_device() -> None:
         own.device = free.pop(0)
@@ -78,7 +78,7 @@ def submit_here(jobs: int, devices: Sequence[str]) -> Iterator[Submit]:
 
 @contextmanager
 def submit_to_ray(address: str, gpus: float) -> Iterator[Submit]:
-    """Train on Ray: ``local``, or a cluster's address, where OUT and the data have the same paths on every machine."""
+    """Train on Ray, ``local`` or at a cluster's address. OUT and the data need the same paths on all machines of the cluster."""
     try:
         import ray
     except ModuleNotFoundError as error:
@@ -92,10 +92,10 @@ def submit_to_ray(address: str, gpus: float) -> Iterator[Submit]:
 
 
 def run_all(runs: Sequence[Run], plan: dict, out: Path, submit: Submit) -> list[Run]:
-    """Train what is not done, show how it goes, and keep the results written. Returns the runs that failed."""
+    """Train what is not done, show the progress, and write the results after each run. Returns the runs that failed."""
     console = Console()
     board = Board(runs, plan)
-    # By seed, so that a plan that is cut short has all its runs with some seeds.
+    # By seed: if the plan is cut short, every run then has some seeds.
     futures = {submit(run): run for run in sorted(board.before, key=lambda run: run.seed)}
     write_results(plan, out)
     with Live(board, console=console, auto_refresh=False) as live:
@@ -124,7 +124,7 @@ def write_results(plan: dict, out: Path) -> None:
 
 
 class Board:
-    """What is done, running and left of some runs of a plan, as a table that a terminal shows live."""
+    """A table of finished, running and remaining runs of a plan, which a terminal shows live."""
 
     def __init__(self, runs: Sequence[Run], plan: dict):
         self.runs = runs
@@ -135,7 +135,7 @@ class Board:
         self.start = time.monotonic()
 
     def __rich__(self) -> Table:
-        """Make the table as it stands."""
+        """Make the current table."""
         finished = sum('error' not in row for row in self.rows.values())
         table = Table('run', 'finished', 'now', 'box AP', 'mask AP', title=f'{finished} of {len(self.runs)} runs finished')
         now = {run: fraction_done(run) for run in self.running}
@@ -155,9 +155,9 @@ class Board:
         return table
 
     def time_left(self, now: dict[Run, float]) -> str:
-        """Estimate from the pace of this start; runs differ in cost, so it is a guess."""
+        """Estimate the time left from the pace so far. It is a rough estimate, since runs differ in cost."""
         done = sum(1 - before for run, before in self.before.items() if run in self.rows)
         done += sum(fraction - self.before[run] for run, fraction in now.items())
         left = sum(1 - before for before in self.before.values()) - done
         elapsed = time.monotonic() - self.start
-        return f'about {elapsed * left / done / 60:.0f} min left' if done > 0 else 'the time left shows when something has been logged'
+        return f'about {elapsed * left / done / 60:.0f} min left' if done > 0 else 'the time left is known after the first log entry'

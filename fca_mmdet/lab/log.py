@@ -1,11 +1,19 @@
-"""The log that mmengine writes of a training."""
+"""Read the log that mmengine writes of a training."""
 
 import json
 from pathlib import Path
 
+from mmengine.config import Config
+
+
+def log_early(cfg: Config) -> None:
+    """Let a training of few iterations log its steps: mmengine logs nothing of one that is shorter than the logger's interval."""
+    interval = cfg.default_hooks.logger.get('interval', 10)
+    cfg.default_hooks.logger.interval = min(interval, cfg.train_cfg.get('max_iters') or interval)
+
 
 def read_scalars(work_dir: Path) -> list[dict]:
-    """Read the log of a work directory, all its runs merged: if several logged the same step, the latest one's entry stands."""
+    """Read the logs of all runs in a work directory as one. If several runs logged the same step, the latest entry counts."""
     merged: dict[tuple, dict] = {}
     for path in sorted(work_dir.glob('*/vis_data/scalars.json')):
         *lines, _ = path.read_text().split('\n')  # the last one may be half-written

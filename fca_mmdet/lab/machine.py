@@ -1,4 +1,4 @@
-"""The machine and the versions that measured figures depend on."""
+"""Describe the machine and the versions that measured figures depend on."""
 
 import os
 import platform
@@ -27,5 +27,5 @@ def machine(device: str) -> dict[str, Any]:
 
 
 def origin(device: str) -> dict[str, Any]:
-    """What a record of measurements begins with: this process's command line, and the machine."""
+    """Describe the origin of measurements: this process's command line, and the machine."""
     return {'command': ' '.join(['python', *sys.argv]), 'machine': machine(device)}

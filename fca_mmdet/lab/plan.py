@@ -1,8 +1,9 @@
-"""Plans of experiments as ``configs/plans/README.md`` describes them: how they are read, and which frequencies their runs take."""
+"""Read plans of experiments, which ``configs/plans/README.md`` describes, and choose the frequencies of their runs."""
 
 import json
+import re
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,53 +13,122 @@ from ..errors import UserError
 from ..files import write_whole
 from ..frequency import CANDIDATES
 
-PLAN_KEYS = {'seeds', 'baseline', 'options', 'data', 'singles', 'metric', 'runs'}
-RUN_KEYS = {'config', 'options', 'seeds', 'baseline', 'frequencies', 'best', 'selected_by', 'published'}
-CHOSEN = 'frequencies.json'  # what a selection writes: a list in the form that ``frequencies=`` takes, under that key
-SINGLE = 'single-'  # what the names of the runs of one frequency begin with
+CHOSEN = 'frequencies.json'  # a selection writes it; its ``frequencies`` is a list that ``FcaResNet(frequencies=...)`` takes
+SINGLES = {f'single-{u}{v}': [u, v] for u, v in CANDIDATES}
+"""The names of runs of one frequency each."""
+METRIC_ITEMS = ['mAP', 'mAP_50', 'mAP_75', 'mAP_s', 'mAP_m', 'mAP_l', 'AR@100', 'AR@300', 'AR@1000', 'AR_s@1000', 'AR_m@1000', 'AR_l@1000']
+"""All COCO figures, as mmdet names them."""
+METRICS = [f'{kind}_{item}' for kind in ('bbox', 'segm') for item in METRIC_ITEMS]
+SHAPES = 'shapes'  # the name of the made data and of their folder
+
+Rule = tuple[Callable[[Any], bool], str]
+"""Whether a value is of the right kind, and what is allowed."""
+COUNT: Rule = (lambda value: type(value) is int and value > 0, 'a whole number from 1')
+TEXT: Rule = (lambda value: isinstance(value, str), 'a text')
+ENTRY: Rule = (lambda value: isinstance(value, dict), 'keys with values')
+OPTIONS: Rule = (
+    lambda value: isinstance(value, dict) and all(isinstance(key, str) for key in value),
+    'keys of a config with values, such as {train_cfg.max_iters: 400}',
+)
+PLAN = dict(
+    runs=(lambda value: isinstance(value, dict) and bool(value), 'names of runs, each with a config'),
+    base=TEXT,
+    options=OPTIONS,
+    seeds=COUNT,
+    baseline=TEXT,
+    data=(lambda value: value == SHAPES, f'{SHAPES}; for other data, leave it out and give --data'),
+    singles=ENTRY,
+    metric=(METRICS.__contains__, f'one of {", ".join(METRICS)}'),
+)
+"""What a plan may have."""
+RUN = dict(
+    config=TEXT,
+    options=OPTIONS,
+    seeds=COUNT,
+    baseline=TEXT,
+    published=ENTRY,
+    frequencies=(lambda value: isinstance(value, str | list), 'a set, such as low2, or a list of (u, v) pairs'),
+    best=(lambda value: COUNT[0](value) and value <= len(CANDIDATES), f'a whole number from 1 to {len(CANDIDATES)}'),
+    selected_by=TEXT,
+)
+"""What a run may have."""
+SHARE: Rule = (lambda value: isinstance(value, int | float) and 0 <= value <= 1, 'a number from 0 to 1, as COCO gives it')
+PUBLISHED = dict(source=TEXT, **dict.fromkeys(METRICS, SHARE))
+"""What the published figures of a run may have."""
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads 1e-3 as a number, as ``--cfg-options`` does, and refuses a key that occurs twice, of which YAML takes the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        names = [key.value for key, _ in node.value]
+        for number, (key, _) in enumerate(node.value):
+            if key.value in names[:number]:
+                raise yaml.YAMLError(f'{key.value} occurs twice, in line {key.start_mark.line + 1} too')
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver('tag:yaml.org,2002:float', re.compile(r'[-+]?\d+(\.\d*)?[eE][-+]?\d+$'), list('-+0123456789'))
 
 
 def read_plan(path: Path) -> dict:
-    """Read a plan with what it takes from its base, check it, and put its singles among its runs."""
+    """Read a plan and its base, and add a run for each of its singles. A mistake in it is a ``UserError``."""
     plan = _load_plan(path)
-    if not isinstance(plan.get('runs'), dict) or not plan['runs']:
+    if 'runs' not in plan:
         raise UserError(f'{path} is not a plan: it needs runs, each a name with a config')
-    if unknown := plan.keys() - PLAN_KEYS:
-        raise UserError(f'{path} has {", ".join(sorted(unknown))}; a plan has {", ".join(sorted(PLAN_KEYS))}')
     plan.setdefault('baseline', next(iter(plan['runs'])))
-    if singles := plan.get('singles'):
-        plan['runs'] = {f'{SINGLE}{u}{v}': {'seeds': 1, **singles, 'frequencies': [[u, v]]} for u, v in CANDIDATES} | plan['runs']
+    if 'singles' in plan:
+        singles = {name: {'seeds': 1, **plan['singles'], 'frequencies': [pair]} for name, pair in SINGLES.items()}
+        if other := next((name for name, run in singles.items() if plan['runs'].get(name, run) != run), None):
+            raise UserError(f'{path} has singles, which make the run {other}, and another run of that name: rename it')
+        plan['runs'] = singles | plan['runs']
     for name, run in plan['runs'].items():
-        if not isinstance(run, dict) or 'config' not in run or run.keys() - RUN_KEYS:
-            allowed = ', '.join(sorted(RUN_KEYS - {'config'}))
-            raise UserError(f'the run {name} of {path} is {run}: it needs a config, and may have {allowed}')
+        if not (isinstance(name, str) and re.fullmatch(r'\w[\w.+-]*', name)) or name == SHAPES:
+            raise UserError(f"{path} has a run named {name!r}: use letters, digits, '_', '.', '+' and '-', and quotes around a number")
+        plan['runs'][name] = run = _check(f'the run {name} of {path}', run, RUN)
+        if 'config' not in run:
+            raise UserError(f'the run {name} of {path} has no config: name one, such as small/mask-rcnn_fca-r18_fpn_small-heads.py')
+        _check(f'published of the run {name} of {path}', run.get('published', {}), PUBLISHED)
         if len(run.keys() & {'frequencies', 'best', 'selected_by'}) > 1:
             raise UserError(f'the run {name} of {path} names its frequencies more than once: keep one of frequencies, best, selected_by')
-        if 'best' in run and not singles:
-            raise UserError(f'the run {name} of {path} takes the best {run["best"]} of the singles, and the plan has no singles')
+        if 'best' in run and 'singles' not in plan:
+            raise UserError(f'the run {name} of {path} takes the best {run["best"]} singles, but the plan has none: add singles to it')
         for key, other in {'baseline': plan['baseline'], **run}.items():
             if key in ('baseline', 'selected_by') and other not in plan['runs']:
                 raise UserError(f'the {key} {other} of the run {name} of {path} is not one of its runs: {shorten(list(plan["runs"]))}')
-        for metric, value in run.get('published', {}).items():
-            if metric != 'source' and not (isinstance(value, int | float) and 0 <= value <= 1):
-                raise UserError(f'the published {metric} of {name} in {path} is {value!r}: give it as COCO does, 0 to 1')
+        if not is_decided(plan['runs'].get(run.get('selected_by'), {})):
+            raise UserError(f'the run {name} of {path} is selected_by {run["selected_by"]}, which waits for others itself: name a search')
     return plan
 
 
-def _load_plan(path: Path) -> dict:
-    """Read a plan's file over its base's: options are added to the base's, anything else replaces it."""
+def _load_plan(path: Path, heirs: tuple[Path, ...] = ()) -> dict:
+    """Read a plan's file and its base's: options are added to the base's, every other key replaces the base's."""
+    if path.resolve() in heirs:
+        raise UserError(f'{path} is its own base: name another one')
     try:
-        plan = yaml.safe_load(path.read_text())  # mmengine's load would run what a YAML file tells it to
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        plan = yaml.load(path.read_text(), _Loader)  # mmengine's load would run code that the YAML file names
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise UserError(f'{path} is not a plan: {" ".join(str(error).split())}') from error
-    if not isinstance(plan, dict):
-        raise UserError(f'{path} is not a plan: it is a {type(plan).__name__}, not keys with values')
-    base = _load_plan(path.parent / plan.pop('base')) if 'base' in plan else {}
+    plan = _check(str(path), plan, PLAN)
+    base = _load_plan(path.parent / plan.pop('base'), (*heirs, path.resolve())) if 'base' in plan else {}
     return {**base, **plan, 'options': {**base.get('options', {}), **plan.get('options', {})}}
 
 
+def _check(what: str, entry: Any, rules: Mapping[str, Rule]) -> dict:
+    """Return an entry of a plan without its empty keys; one with another key or a value of another kind is a ``UserError``."""
+    if not isinstance(entry, dict):
+        raise UserError(f'{what} is {entry!r:.80}: it must be keys with values')
+    for key, value in entry.items():
+        if key not in rules:
+            raise UserError(f'{what} has the unknown key {key!r}: it may have {", ".join(rules)}')
+        fits, allowed = rules[key]
+        if value is not None and not fits(value):
+            raise UserError(f'{key} of {what} is {value!r:.80}: it must be {allowed}')
+    return {key: value for key, value in entry.items() if value is not None}
+
+
 def merge_plans(folders: Sequence[Path]) -> dict:
-    """Merge the plans of several results: the first one's seeds, baseline and metric, and all runs, each with its baseline."""
+    """Merge the plans of several folders of results: seeds, baseline and metric of the first, all runs with their own baselines."""
     merged: dict[str, Any] = {'runs': {}}
     for path in (folder / 'plan.yml' for folder in folders):
         if not path.exists():
@@ -86,35 +156,33 @@ def read_finished(out: Path, name: str) -> list[dict]:
 
 
 def choose_frequencies(run: dict, plan: dict, out: Path) -> Any:
-    """Find the frequencies of a plan's run, or None for those of its config."""
+    """Choose the frequencies of a plan's run; None stands for those of its config."""
     if 'best' in run:
         return rank_singles(plan, out)[: run['best']]
     if 'selected_by' in run:
         chosen = out / run['selected_by'] / 'seed-0' / CHOSEN
         if not chosen.exists():
-            raise UserError(f'{run["selected_by"]} has written no {chosen}: its output.log says why; mend that and start again')
+            raise UserError(f'the run {run["selected_by"]} has not written {chosen}: run it, or mend what its output.log says, and start again')
         return json.loads(chosen.read_text())['frequencies']
     return run.get('frequencies')
 
 
 def rank_singles(plan: dict, out: Path) -> list[list[int]]:
-    """Rank the 49 frequencies, the one that alone reaches the highest figure first (the first step of FcaNet-TS)."""
-    singles = [name for name in plan['runs'] if name.startswith(SINGLE)]
-    means = _mean_figures(singles, plan, out)
-    if failed := [name for name in singles if name not in means]:
-        why = 'its output.log says why; mend that and start again'
-        raise UserError(f'{failed[0]} has no result, so the singles cannot be ranked: {why}')
-    return [plan['runs'][name]['frequencies'][0] for name in sorted(singles, key=lambda name: -means[name])]
+    """Rank the 49 frequencies by the figure that each reaches alone, the highest first (the first step of FcaNet-TS)."""
+    means = _mean_figures(SINGLES, plan, out)
+    if missing := [name for name in SINGLES if name not in means]:
+        raise UserError(f'singles cannot be ranked without {missing[0]}: run it, or mend what its output.log says, and start again')
+    return [SINGLES[name] for name in sorted(SINGLES, key=lambda name: -means[name])]
 
 
 def _mean_figures(names: Iterable[str], plan: dict, out: Path) -> dict[str, float]:
-    """Average the finished seeds of each run that has some, in what the plan ranks by."""
+    """Average the plan's metric over the finished seeds of each run that has some."""
     figures = {name: [row[plan.get('metric', 'bbox_mAP')] for row in read_finished(out, name)] for name in names}
     return {name: statistics.mean(values) for name, values in figures.items() if values}
 
 
 def write_chosen(plan: dict, out: Path) -> None:
-    """Write ``frequencies.json``: the ranking of the singles, and from it the best k that reached the highest figure."""
+    """Write ``frequencies.json``: the ranking of the singles, and its first k, for the k that reached the highest figure."""
     ranking = rank_singles(plan, out)
     sizes = {name: run['best'] for name, run in plan['runs'].items() if 'best' in run}
     means = _mean_figures(sizes, plan, out)

@@ -1,4 +1,4 @@
-"""Plots of results. Each function named ``draw_...`` writes one figure to the file ``out``; ``ap_label`` is its name for AP."""
+"""Draw results. Each ``draw_...`` function writes one figure to the file ``out``; ``ap_label`` is its label for AP."""
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,15 +17,15 @@ from ..files import whole_file
 from ..frequency import SPECTRUM, Frequency
 
 BESIDE: dict[str, Any] = dict(fontsize=8, loc='center left', bbox_to_anchor=(1, 0.5))  # a legend at the right of its axes
-MARKED_POINTS = 20  # a curve of up to so many shows them
-LEGEND_ROWS = 16  # that fit beside a figure
-LEADER_DISTANCE = 10  # points of 1/72 inch; a name that is further from its point gets a line to it
+MARKED_POINTS = 20  # a curve with up to this many points marks them
+LEGEND_ROWS = 16  # as many as fit beside a figure
+LEADER_DISTANCE = 10  # in points (1/72 inch); a name further from its point gets a line to it
 
 PerSeed = Sequence[float]  # a number for each seed of a run
 
 
 def draw_curves(entries: Sequence[dict], out: Path) -> None:
-    """Draw a training's losses, and its AP on the held-out split, against iterations. ``entries`` are as ``read_scalars`` gives them."""
+    """Draw a training's losses, and its AP on the held-out split, against iterations. ``read_scalars`` returns the ``entries``."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4))
     losses = sorted({key for entry in entries if 'loss' in entry for key in entry if 'loss' in key})
     curves: list[tuple] = [(left, key, key, dict(lw=2.5 if key == 'loss' else 1)) for key in losses]
@@ -44,7 +44,7 @@ def draw_curves(entries: Sequence[dict], out: Path) -> None:
 
 
 def draw_ap_against_cost(aps: Mapping[str, PerSeed], costs: Mapping[str, Mapping[str, PerSeed]], ap_label: str, out: Path) -> None:
-    """Draw a point for each run: mean AP against mean cost, with standard deviations over seeds; a panel for each cost, by its label."""
+    """Draw each run's mean AP against its mean cost, with standard deviations over seeds, in a panel for each label of ``costs``."""
     figure, axes = plt.subplots(1, len(costs), figsize=(6.5 * len(costs), 5), squeeze=False, sharey=True)
     colors = run_colors(aps)
     for axis, (label, cost) in zip(axes.flat, costs.items(), strict=True):
@@ -63,13 +63,13 @@ def draw_ap_against_cost(aps: Mapping[str, PerSeed], costs: Mapping[str, Mapping
 def draw_ap_against_frequencies(
     families: Mapping[str, Mapping[int, PerSeed]], baseline: tuple[str, PerSeed], ap_label: str, out: Path
 ) -> None:
-    """Draw AP by number of frequencies, a line for each family of sets, and one across for the baseline; standard deviations over seeds."""
+    """Draw AP against the number of frequencies: a line for each family of sets, one for the baseline, standard deviations over seeds."""
     figure, axis = plt.subplots(figsize=(7, 4.5))
     colors = run_colors(families)
     for index, (name, family) in enumerate(families.items()):
         counts = sorted(family)
         means, spreads = [np.mean(family[count]) for count in counts], [spread(family[count]) for count in counts]
-        beside = 1.03 ** (index - (len(families) - 1) / 2)  # so that no bar hides another
+        beside = 1.03 ** (index - (len(families) - 1) / 2)  # so no bar hides another
         axis.errorbar(np.array(counts) * beside, means, spreads, fmt='-o', ms=4, color=colors[name], elinewidth=1, capsize=2, label=name)
     name, values = baseline
     if values:
@@ -86,7 +86,7 @@ def draw_ap_against_frequencies(
 
 
 def draw_heat_map(aps: Mapping[Frequency, float], chosen: Sequence[Frequency], ap_label: str, out: Path) -> None:
-    """Draw AP of each frequency alone, on the 7 x 7 spectrum. The ``chosen`` are framed, and numbered in their order."""
+    """Draw AP of each frequency alone, on the 7 x 7 spectrum. The ``chosen`` are framed and numbered in order."""
     values = np.full((SPECTRUM, SPECTRUM), np.nan)
     for pair, ap in aps.items():
         values[pair] = ap
@@ -109,10 +109,9 @@ def draw_heat_map(aps: Mapping[Frequency, float], chosen: Sequence[Frequency], a
 def draw_seeds(
     aps: Mapping[str, Mapping[int, float]], baselines: Mapping[str, str], intervals: Mapping[str, Sequence[float]], ap_label: str, out: Path
 ) -> None:
-    """Draw a dot for each seed and run (left), and what each seed gains over the baseline's run of that seed (right).
+    """Draw AP by seed and run (left), and each seed's difference to the baseline's run of the same seed (right).
 
-    ``aps`` has the AP of each run by seed; ``baselines`` the run that its differences are taken to, itself for none; ``intervals`` those
-    of the mean differences that have one.
+    ``aps`` has each run's AP by seed, ``baselines`` its baseline (itself if none), ``intervals`` that of its mean difference if it has one.
     """
     names = list(aps)
     seeds = sorted({seed for values in aps.values() for seed in values})
@@ -144,9 +143,9 @@ def draw_seeds(
 
 
 def draw_learning(logs: Mapping[str, Sequence[list[dict]]], metric: str, ap_label: str, out: Path) -> None:
-    """Draw the training loss, and the AP if it is taken more than once, against iterations: means over seeds, and standard deviations.
+    """Draw training loss, and AP if it was measured more than once, against iterations: means and standard deviations over seeds.
 
-    ``logs`` has for each run the entries of its seeds, as ``read_scalars`` gives them; ``metric`` is one of mmdet's, such as ``bbox_mAP``.
+    ``logs`` has what ``read_scalars`` returns for each seed of each run; ``metric`` is one of mmdet's, such as ``bbox_mAP``.
     """
     curves = {'training loss': collect_curves(logs, 'loss'), ap_label: collect_curves(logs, f'coco/{metric}', 100)}
     curves = {label: runs for label, runs in curves.items() if any(len(curve) > 1 for curve in runs.values())}
@@ -170,7 +169,7 @@ def draw_learning(logs: Mapping[str, Sequence[list[dict]]], metric: str, ap_labe
 
 
 def collect_curves(logs: Mapping[str, Sequence[list[dict]]], key: str, scale: float = 1) -> dict[str, dict[int, list[float]]]:
-    """Collect a scalar by iteration over the seeds of each run; -1, by which COCO says that there are no such objects, is left out."""
+    """Collect a scalar by iteration over the seeds of each run. COCO's -1, which means no such objects, is left out."""
     curves: dict[str, dict[int, list[float]]] = {}
     for name, seeds in logs.items():
         curve: dict[int, list[float]] = {}
@@ -182,7 +181,7 @@ def collect_curves(logs: Mapping[str, Sequence[list[dict]]], key: str, scale: fl
 
 
 def name_baseline(baselines: Mapping[str, str]) -> str:
-    """Name what differences are taken to, in words, given the baseline of each run."""
+    """Name the common baseline of the runs, or put it into words if they have several."""
     names = set(baselines.values())
     return names.pop() if len(names) == 1 else "the run's baseline"
 
@@ -193,13 +192,13 @@ def spread(values: Sequence[float]) -> float:
 
 
 def run_colors(names: Iterable) -> dict[Any, tuple[float, float, float]]:
-    """Give each of some names a colour, all different up to ten."""
+    """Give each name a colour; up to ten are all different."""
     return dict(zip(names, itertools.cycle(plt.colormaps['tab10'].colors), strict=False))  # type: ignore[attr-defined]
 
 
 def place_labels(figure: plt.Figure, axis: plt.Axes, points: Mapping[str, tuple[float, float]], colors: Mapping[str, Any]) -> None:
-    """Write each point's name beside it, at the nearest place that covers neither another name nor a point."""
-    figure.tight_layout()  # as it will be written: places depend on it
+    """Write each point's name at the nearest place that covers no other name and no point."""
+    figure.tight_layout()  # places depend on the final layout
     frame, unit = axis.get_window_extent(), figure.dpi / 72
     taken = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in axis.transData.transform(list(points.values()))]
     angles = np.linspace(0, 2 * np.pi, 16, endpoint=False)

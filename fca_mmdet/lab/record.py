@@ -1,4 +1,4 @@
-"""A benchmark's record: a JSON file, which an interrupted run goes on from, with the tables as a page and as figures beside it."""
+"""Keep the record of a benchmark: a JSON file that an interrupted run continues, and a page of tables and figures beside it."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -21,9 +21,9 @@ Found = dict[str, list[dict]]  # the measurements of each part
 
 
 def record(base: Setting, repeats: int, found: Found, save: Callable[[Found], None]) -> None:
-    """Measure everything that ``found``, which an interrupted run has saved, does not hold; ``save`` is called after each part.
+    """Measure what ``found``, saved by an interrupted run, does not hold, and call ``save`` after each part.
 
-    On a CPU backbones are measured in the modes of use, on a GPU in float32 and under autocast.
+    On a CPU, backbones are measured in the modes that users choose; on a GPU, in float32 and under autocast.
     """
     plain, readable, brief = RECORDED, ['ResNet', '+ FCA, readable', '+ FCA, folded'], ['ResNet', '+ FCA, folded']
     parts = {'sizes': ([base], readable, repeats), 'attention': ([base], [], 3 * repeats), 'forms': ([base], [], repeats)}
@@ -52,15 +52,15 @@ def record(base: Setting, repeats: int, found: Found, save: Callable[[Found], No
 
 
 def read_record(out: Path, device: str) -> Found:
-    """Read what an interrupted run has measured, on the same machine with the same versions; nothing if there is no file."""
+    """Read what an interrupted run has measured, if anything. A record of another machine or other versions is a ``UserError``."""
     found = json.loads(out.read_text()) if out.exists() else {}
     if found and found['machine'] != machine(device):
-        raise UserError(f'{out} is the record of another machine, {found["machine"]}: name another file with --out, or delete it')
+        raise UserError(f'{out} is of another machine or other versions, {found["machine"]}: name another file with --out, or delete it')
     return {key: value for key, value in found.items() if key not in ('command', 'machine')}
 
 
 def markdown(result: dict) -> str:
-    """Write the tables of a record as a page."""
+    """Format the tables of a record as a page."""
     lines = [f'Made by `{result["command"]}`', '', *(f'- {key}: {value}' for key, value in result['machine'].items()), '']
     for measured in [*result['backbones'], *result.get('detector', [])]:
         table = measured['table']
@@ -105,7 +105,7 @@ def draw_costs(measurements: Sequence[dict], out: Path) -> None:
 
 
 def draw_sizes(measurements: Sequence[dict], out: Path) -> None:
-    """Draw inference over the size of square images: the time for each megapixel, and the ratio to the first backbone's."""
+    """Draw inference against the size of square images: the time per megapixel, and its ratio to the first backbone's."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4))
     settings = [measured['setting'] for measured in measurements]
     sides = [setting['size'][0] for setting in settings]
@@ -126,7 +126,7 @@ def draw_sizes(measurements: Sequence[dict], out: Path) -> None:
 
 
 def write_record(found: Found, device: str, out: Path) -> None:
-    """Write the JSON file, and beside it the tables and figures of what it holds."""
+    """Write the JSON file, and its tables and figures beside it."""
     result = {**origin(device), **found}
     write_whole(out, json.dumps(result, indent=1) + '\n')
     if found.get('backbones'):
@@ -137,7 +137,7 @@ def write_record(found: Found, device: str, out: Path) -> None:
 
 
 def run_benchmark(what: str, setting: Setting, names: Sequence[str], repeats: int, images: int, out: Path | None) -> None:
-    """Measure a part, ``evaluation`` on so many images, or all that makes a ``record``; print it, and write it to ``out``."""
+    """Measure one part, or all parts of a ``record``; print it, and write it to ``out``. Only ``evaluation`` uses ``images``."""
     if out:
         check_writable(out)
     torch.set_num_threads(setting.threads)

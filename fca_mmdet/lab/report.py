@@ -1,4 +1,4 @@
-"""The report of a plan: its numbers as Markdown tables, and the figures that the results can fill."""
+"""Write the report of a plan: its numbers as Markdown tables, and the figures that its results allow."""
 
 import json
 import re
@@ -20,7 +20,7 @@ NONE = 'none'
 
 
 def write_report(results: Sequence[Path], out: Path | None = None) -> None:
-    """Write and print the report of some folders of results, and draw its figures; without ``out``, into the first of the folders.
+    """Write and print the report of folders of results, and draw its figures. ``out`` is by default the first folder.
 
     Raises:
         UserError: the results cannot be read, or ``out`` cannot be written to.
@@ -35,7 +35,7 @@ def write_report(results: Sequence[Path], out: Path | None = None) -> None:
 
 
 def render(report: dict, figures: Mapping[str, str]) -> str:
-    """Write the report as Markdown; ``figures`` are titles by file."""
+    """Format the report as Markdown. ``figures`` has their titles by file."""
     states = report['states']
     versions = ', '.join(f'{column} {" and ".join(report[column])}' for column in VERSIONS)
     unfinished = {state: runs for state, runs in states.items() if runs and state != 'finished'}
@@ -61,7 +61,7 @@ def render(report: dict, figures: Mapping[str, str]) -> str:
 
 
 def _render_runs(runs: Mapping[str, dict]) -> list[str]:
-    """Write the main table, and below it what it shows, and where published values and chosen frequencies come from."""
+    """Format the main table, and notes on what it shows and on the source of published values and chosen frequencies."""
     shown = [metric for metric in COLUMNS if any(run['figures'].get(metric, {}).get('n') for run in runs.values())]
     published = any(run['published'] for run in runs.values())
     lines, sources = [], []
@@ -83,7 +83,7 @@ def _render_runs(runs: Mapping[str, dict]) -> list[str]:
     if alone := [name for name, run in runs.items() if len(run['seeds']) == 1]:
         notes.append(f'One seed, so no spread: {", ".join(alone)}.')
     if any(run['figures'][metric]['n'] == 0 for run in runs.values() for metric in shown):
-        notes.append(f"'{NONE}' stands where COCO has no such objects, or the detector no masks.")
+        notes.append(f"'{NONE}': COCO has no such objects, or the detector predicts no masks.")
     header = ['run', 'seeds', *(COLUMNS[metric] for metric in shown), 'parameters, M', 's/iteration, relative', *['published'] * published]
     return [_render_table(header, lines), '\n'.join(f'- {note}' for note in [*notes, *sources])]
 
@@ -116,7 +116,7 @@ def _show_spread(summary: dict, scale: float = 100, digits: int = 1) -> str:
 
 
 def _render_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """Write a Markdown table that is a table in a terminal too."""
+    """Format a Markdown table that also reads well in a terminal."""
     widths = [max(map(len, column)) for column in zip(header, *lines, strict=True)]
     rule = ['-' * width for width in widths]
     padded = ' | '.join(f'{{:{width}}}' for width in widths)
@@ -124,7 +124,7 @@ def _render_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 
 def draw(report: dict, rows: pd.DataFrame, folders: Sequence[Path], out: Path) -> dict[str, str]:
-    """Draw the figures that the results can fill. Returns their titles by file."""
+    """Draw the figures that the results allow. Returns their titles by file."""
     metric, baseline, runs = report['metric'], report['baseline'], report['runs']
     baselines = {name: run['baseline'] for name, run in runs.items()}
     label = f'100 x {AP_LABELS.get(metric, metric)}'
@@ -167,7 +167,7 @@ def draw(report: dict, rows: pd.DataFrame, folders: Sequence[Path], out: Path) -
 
 
 def group_families(frequencies: Mapping[str, list | None], aps: Mapping[str, list[float]]) -> dict[str, dict[int, list[float]]]:
-    """Group AP by number of frequencies and family of runs: best-4, best-8 and best-16 are one family, and learned is one alone."""
+    """Group AP by number of frequencies and family of runs: best-4, best-8 and best-16 are one family, learned another."""
     families: dict[str, dict[int, list[float]]] = {}
     for name, pairs in frequencies.items():
         if pairs:

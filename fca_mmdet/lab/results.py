@@ -1,4 +1,4 @@
-"""Results of plans: their rows read and checked, and the numbers of a report."""
+"""Read and check the results of plans, and compute the numbers of a report."""
 
 import itertools
 import json
@@ -10,7 +10,7 @@ import pandas as pd
 from scipy import stats
 
 from ..errors import UserError
-from .plan import CHOSEN, SINGLE, is_decided, merge_plans, shorten
+from .plan import CHOSEN, SINGLES, is_decided, merge_plans, shorten
 
 VERSIONS = ('fca_mmdet', 'torch', 'mmdet', 'mmengine', 'mmcv', 'python')
 TEXT = ('name', 'digest', 'config', 'frequencies', 'device', *VERSIONS)
@@ -18,11 +18,11 @@ NUMBERS = ('seed', 'iterations', 'seconds_per_iteration', 'parameters', 'bbox_mA
 OPTIONAL = ('config', 'frequencies')  # columns in which a cell may be empty
 AP_LABELS = {'bbox_mAP': 'box AP', 'segm_mAP': 'mask AP'}
 CONFIDENCE = 0.95
-FAILED_TAIL = 1500  # characters at the end of a run's output in which a traceback says that it failed
+FAILED_TAIL = 1500  # characters at the end of a run's output: if they have a traceback, the run failed
 
 
 def _read_table(path: Path) -> pd.DataFrame:
-    """Read a folder's finished runs, a row for each; what COCO gives as -1, having no such objects, is NaN."""
+    """Read a folder's finished runs, one a row. COCO's -1, which means no such objects, becomes NaN."""
     try:
         # Read as text: a digest such as 12e45678 is not a number, and a run may be called NA.
         table = pd.read_csv(path, dtype=str, keep_default_na=False, na_values=[''])
@@ -33,9 +33,9 @@ def _read_table(path: Path) -> pd.DataFrame:
     except (OSError, ValueError) as error:  # pandas' own errors are ValueErrors
         raise UserError(f'{path} cannot be read: {" ".join(str(error).split())}') from error
     if table.empty:
-        raise UserError(f'{path} is empty: no run has finished; tools/experiment.py goes on with what was begun')
+        raise UserError(f'{path} is empty: no run has finished; start tools/experiment.py again to go on')
     if absent := [column for column in (*TEXT, *NUMBERS) if column not in table]:
-        raise UserError(f'{path} has no column {", ".join(absent)}: let tools/experiment.py write it again')
+        raise UserError(f'{path} has no column {", ".join(absent)}: start tools/experiment.py again, which rewrites it')
     metrics = _list_metrics(table)
     for column in dict.fromkeys((*NUMBERS, *metrics)):
         numbers = pd.to_numeric(table[column], errors='coerce')
@@ -44,7 +44,7 @@ def _read_table(path: Path) -> pd.DataFrame:
         table[column] = numbers
     for column in (*TEXT, *NUMBERS):
         if column not in OPTIONAL and (empty := np.flatnonzero(table[column].isna())).size:
-            raise UserError(f'{path}, line {empty[0] + 2}, has no {column}: let tools/experiment.py write it again, or take the line out')
+            raise UserError(f'{path}, line {empty[0] + 2}, has no {column}: start tools/experiment.py again, or delete the line')
     table[metrics] = table[metrics].where(table[metrics] >= 0)
     return table
 
@@ -54,7 +54,7 @@ def _list_metrics(table: pd.DataFrame) -> list[str]:
 
 
 def summarize(values: Iterable[float]) -> dict:
-    """Compute number, mean and sample standard deviation of what is not NaN; None for what cannot be computed.
+    """Compute number, mean and sample standard deviation of the values that are not NaN; None where undefined.
 
     Example:
         >>> summarize([1, 2, 3])
@@ -67,9 +67,9 @@ def summarize(values: Iterable[float]) -> dict:
 
 
 def _compare(rows: pd.DataFrame, name: str, baseline: str, metric: str) -> dict:
-    """Compare a run with its baseline over the seeds that both have: mean difference, t interval, seeds above, p of a paired t test.
+    """Compare a run with its baseline over common seeds: mean difference, t interval, number of seeds above, p of a paired t test.
 
-    An interval needs two seeds, and differences that are all the same have no p.
+    An interval needs two seeds. There is no p if all differences are equal.
     """
     by_seed = rows.pivot(index='seed', columns='name', values=metric).reindex(columns=[name, baseline]).dropna()
     differences = by_seed[name] - by_seed[baseline]
@@ -82,7 +82,7 @@ def _compare(rows: pd.DataFrame, name: str, baseline: str, metric: str) -> dict:
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    """Adjust p-values for their number (Holm, 1979): significant at a level, they hold together at that level.
+    """Adjust p-values for their number (Holm, 1979), so that all below a level are significant together at that level.
 
     Example:
         >>> holm({'a': 0.04, 'b': 0.01, 'c': 0.03})
@@ -94,7 +94,7 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
 
 
 def _collect_states(plan: dict, rows: pd.DataFrame, folders: Sequence[Path]) -> dict[str, list[str]]:
-    """Sort the runs by what became of them: ``finished``, ``failed`` and ``begun`` as their folders say, and those ``not begun``."""
+    """Sort the runs with each seed by state: finished, failed, begun but not finished, or not begun."""
     states: dict[str, list[str]] = {'finished': [], 'failed': [], 'begun, not finished': [], 'not begun': []}
     for name, run in plan['runs'].items():
         finished = set(rows.loc[rows['name'] == name, 'seed'])
@@ -114,9 +114,9 @@ def _collect_states(plan: dict, rows: pd.DataFrame, folders: Sequence[Path]) -> 
 
 
 def _find_obstacles(rows: pd.DataFrame, baselines: Mapping[str, str]) -> list[str]:
-    """Say why rows of one baseline, or the singles, cannot be compared: other versions or lengths, or other configs between seeds."""
+    """List why rows of one baseline, or singles, cannot be compared: other versions, lengths or devices, or configs between seeds."""
     obstacles = []
-    for _, part in rows.groupby(rows['name'].map(baselines).fillna(SINGLE), sort=False):
+    for _, part in rows.groupby(rows['name'].map(baselines).fillna('singles'), sort=False):
         for column in (*VERSIONS, 'iterations', 'device'):
             sides = part.groupby(column, sort=False)['name'].unique()
             if len(sides) > 1:
@@ -150,7 +150,7 @@ def _summarize_runs(plan: dict, rows: pd.DataFrame, baselines: Mapping[str, str]
 
 
 def _compare_runs(rows: pd.DataFrame, baselines: Mapping[str, str]) -> dict[str, dict]:
-    """Compare each run with its baseline: a table of each AP for each baseline, whose p-values are adjusted for its rows."""
+    """Compare each run with its baseline. There is a table for each AP and baseline; its p-values are adjusted for its rows."""
     tables: dict[str, dict] = {metric: {} for metric in AP_LABELS if metric in rows and rows[metric].notna().any()}
     for metric, baseline in itertools.product(tables, dict.fromkeys(baselines.values())):
         found = {name: _compare(rows, name, baseline, metric) for name in baselines if baselines[name] == baseline != name}
@@ -161,20 +161,20 @@ def _compare_runs(rows: pd.DataFrame, baselines: Mapping[str, str]) -> dict[str,
 
 
 def evaluate(folders: Sequence[Path]) -> tuple[dict, pd.DataFrame]:
-    """Compute all numbers of a report, as report.json has them, and the rows that they are of. APs are as COCO gives them, 0 to 1."""
+    """Compute all numbers of a report, as in report.json, and return them with the rows. APs are 0 to 1, as COCO gives them."""
     plan = merge_plans(folders)
     rows = pd.concat([_read_table(folder / 'results.csv') for folder in folders], ignore_index=True)
     for _, twice in rows[rows.duplicated(['name', 'seed'])].iterrows():
-        raise UserError(f'{twice["name"]} with seed {twice["seed"]:.0f} is there twice in {", ".join(map(str, folders))}: leave one out')
+        raise UserError(f'{twice["name"]} with seed {twice["seed"]:.0f} occurs twice in {", ".join(map(str, folders))}: leave one out')
     metric = plan.get('metric', 'bbox_mAP')
     if metric not in (metrics := _list_metrics(rows)):
         raise UserError(f'the metric {metric} of the plan is not in the results: make it one of {", ".join(metrics)}')
     known = set(rows['name'])
-    names = [name for name in [*plan['runs'], *sorted(known - plan['runs'].keys())] if name in known and not name.startswith(SINGLE)]
+    names = [name for name in [*plan['runs'], *sorted(known - plan['runs'].keys())] if name in known and name not in SINGLES]
     baselines = {name: plan['runs'].get(name, plan)['baseline'] for name in names}
     seconds = rows.set_index(['name', 'seed'])['seconds_per_iteration']
     rows['relative_time'] = rows['seconds_per_iteration'] / seconds.reindex([rows['name'].map(baselines), rows['seed']]).to_numpy()
-    singles = rows[rows['name'].str.startswith(SINGLE)]
+    singles = rows[rows['name'].isin(SINGLES)]
     chosen: dict = next((json.loads(path.read_text()) for folder in folders if (path := folder / CHOSEN).exists()), {})
     report = dict(
         baseline=plan['baseline'],
@@ -185,7 +185,7 @@ def evaluate(folders: Sequence[Path]) -> tuple[dict, pd.DataFrame]:
         obstacles=_find_obstacles(rows, baselines),
         runs=_summarize_runs(plan, rows, baselines),
         differences=_compare_runs(rows, baselines),
-        singles={name.removeprefix(SINGLE): summarize(mine[metric]) for name, mine in singles.groupby('name')},
+        singles={'{}{}'.format(*SINGLES[name]): summarize(mine[metric]) for name, mine in singles.groupby('name')},
         chosen=chosen.get('frequencies', []),
     )
     return report, rows

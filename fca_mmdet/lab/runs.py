@@ -1,4 +1,4 @@
-"""One run of a plan: its config, its training in a process of its own, and its result."""
+"""Write the configs of a plan's runs, train each in a process of its own, and read its result."""
 
 import fcntl
 import hashlib
@@ -42,19 +42,19 @@ class Run:
     name: str
     seed: int
     folder: Path
-    facts: dict[str, Any] = field(hash=False)  # what the results say of it beside what it measures; ``digest`` is that of its config
+    facts: dict[str, Any] = field(hash=False)  # columns of its results that are known before it runs; ``digest`` is of its config
     schedule: dict[str, Any] = field(compare=False)  # the config's ``train_cfg``
 
     @property
     def result(self) -> Path:
-        """Its row of the results, there once it is finished."""
+        """Return the path of its row of the results, which exists once it has finished."""
         return self.folder / 'result.json'
 
 
 def write_configs(names: Sequence[str], plan: dict, out: Path, data: Path | None, options: dict, seeds: int | None) -> list[Run]:
-    """Write the config of each of some runs of a plan, with each seed, and check that what lies there is of the same.
+    """Write the configs of a plan's runs with these ``names``, one for each seed. One that cannot be built is a ``UserError``.
 
-    ``data`` is a COCO-format folder in place of the configs' own, ``options`` and ``seeds`` are in place of the plan's.
+    ``data``, a COCO-format folder, replaces the configs' own. ``options`` are added to the plan's, ``seeds`` replaces the plan's.
     """
     classes = read_classes(data) if data else []
     runs = []
@@ -97,7 +97,7 @@ def write_configs(names: Sequence[str], plan: dict, out: Path, data: Path | None
 
 
 def _as_tuple(value: Any) -> Any:
-    """Turn a list of numbers into the tuple that mmcv's transforms insist on, and YAML has no word for."""
+    """Turn a list of numbers into a tuple: mmcv's transforms require one, and YAML has none."""
     return tuple(value) if isinstance(value, list) and all(isinstance(item, int | float) for item in value) else value
 
 
@@ -113,9 +113,9 @@ def _make_resumable(cfg: Config) -> None:
 
 
 def train_once(run: Run, variables: dict[str, str]) -> dict:
-    """Train and evaluate in a process of its own, with ``variables`` added to its environment, going on from the last checkpoint.
+    """Train and evaluate in a process of its own, with ``variables`` added to its environment, from its last checkpoint on.
 
-    Returns the row of the results; or name, seed and ``error``.
+    Returns the row of the results; or name, seed and ``error`` if it failed.
     """
     if run.result.exists():
         return json.loads(run.result.read_text())
@@ -123,9 +123,9 @@ def train_once(run: Run, variables: dict[str, str]) -> dict:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            return dict(name=run.name, seed=run.seed, error='another process is at it: wait for that one, then start again')
+            return dict(name=run.name, seed=run.seed, error='another process is training it: wait for that to end, then start again')
         command = [sys.executable, str(TRAIN), str(run.folder / 'config.py'), '--resume', '--work-dir', str(run.folder)]
-        # The training inherits the lock, so that one that outlives this command is not started a second time.
+        # The training inherits the lock: if it outlives this command, it is not started a second time.
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, **variables}, pass_fds=[lock.fileno()])
         try:
             _, status, usage = os.wait4(process.pid, 0)
@@ -153,7 +153,7 @@ def is_running(run: Run) -> bool:
 
 
 def read_result(run: Run) -> dict:
-    """Collect what a finished training has logged, and what it ran on."""
+    """Collect the logged figures of a finished training, and the versions and the device that it ran on."""
     steps = read_steps(run.folder)
     figures = [entry for entry in read_scalars(run.folder) if any(key.startswith('coco/') for key in entry)][-1]
     times = [entry['time'] for entry in steps]
@@ -176,7 +176,7 @@ def read_result(run: Run) -> dict:
 
 
 def fraction_done(run: Run) -> float:
-    """Compute how much of a run is in its log, 0 to 1."""
+    """Compute the share of a run that its log covers, 0 to 1."""
     if not (steps := read_steps(run.folder)):
         return 0.0
     if run.schedule.get('max_iters'):

@@ -1,4 +1,4 @@
-"""The textured shapes that ``tools/make_shapes.py`` describes, as a COCO-format data set that is the same for the same arguments."""
+"""Make the textured shapes that ``tools/make_shapes.py`` describes, as a COCO-format data set."""
 
 import json
 import shutil
@@ -12,11 +12,11 @@ SIZE = 192
 TEXTURES = {'coarse': (14.0, 20.0), 'fine': (5.0, 7.0)}  # wavelengths of the stripes, pixels
 CLASSES = {'coarse-disc': ('disc', ('coarse',)), 'fine-disc': ('disc', ('fine',)), 'cross': ('cross', ('coarse', 'fine'))}
 """Outline and textures of each class."""
-LEAST_VISIBLE = 0.5  # of a shape's area; one that is hidden more is not annotated and not drawn
+LEAST_VISIBLE = 0.5  # share of a shape's visible area; a new shape that would leave less of it visible is skipped
 
 
 def outline_mask(rng: np.random.Generator, outline: str, centre: np.ndarray, radius: float) -> np.ndarray:
-    """Draw a filled outline of random rotation, ``[SIZE, SIZE]`` bool."""
+    """Draw a filled outline at a random rotation, ``[SIZE, SIZE]`` bool."""
     canvas = np.zeros((SIZE, SIZE), np.uint8)
     angles = rng.uniform(0, 2 * np.pi) + np.pi / 32 * np.arange(64)
     points = np.stack([np.cos(angles), np.sin(angles)], axis=1)
@@ -31,7 +31,7 @@ def outline_mask(rng: np.random.Generator, outline: str, centre: np.ndarray, rad
 
 
 def stripes(rng: np.random.Generator, wavelength: float, mask: np.ndarray) -> np.ndarray:
-    """Draw stripes of random direction and colour where ``mask`` is set, ``[mask.sum(), 3]`` float in 0..255."""
+    """Draw stripes in a random direction and colour where ``mask`` is set, ``[mask.sum(), 3]`` float in 0..255."""
     angle, phase = rng.uniform(0, np.pi), rng.uniform(0, 2 * np.pi)
     rows, columns = np.nonzero(mask)
     wave = np.sin(2 * np.pi / wavelength * (columns * np.cos(angle) + rows * np.sin(angle)) + phase)
@@ -45,7 +45,7 @@ def make_image(rng: np.random.Generator) -> tuple[np.ndarray, list[tuple[int, np
     centres: list[np.ndarray] = []
     for _ in range(rng.integers(4, 11)):
         radius = float(np.exp(rng.uniform(np.log(14), np.log(36))))
-        # Every other shape is put beside one that is there, so that they crowd and overlap.
+        # About every other shape is put beside an earlier one, so that they crowd and overlap.
         if centres and rng.random() < 0.5:
             centre = centres[rng.integers(len(centres))] + rng.normal(0, 1.3 * radius, 2)
         else:
@@ -67,7 +67,7 @@ def make_image(rng: np.random.Generator) -> tuple[np.ndarray, list[tuple[int, np
 
 
 def make_shapes(out: Path, train: int = 600, val: int = 80, seed: int = 0) -> None:
-    """Write ``out/images`` and ``out/annotations/{train,val}.json``, unless ``out`` exists, which it does only when complete."""
+    """Write ``out/images`` and ``out/annotations/{train,val}.json``. Does nothing if ``out`` exists, which it does only when complete."""
     if out.exists():
         return
     part = out.with_name(out.name + '.part')
@@ -80,7 +80,7 @@ def make_shapes(out: Path, train: int = 600, val: int = 80, seed: int = 0) -> No
         for index in range(count):
             image, instances = make_image(np.random.default_rng([seed, split, index]))
             file_name = f'{name}_{index:04}.png'
-            (part / 'images' / file_name).write_bytes(cv2.imencode('.png', image)[1].tobytes())  # imwrite is silent on a full disk
+            (part / 'images' / file_name).write_bytes(cv2.imencode('.png', image)[1].tobytes())  # imwrite reports no full disk
             images.append(dict(id=index, file_name=file_name, width=SIZE, height=SIZE))
             for category, mask in instances:
                 rle = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))

@@ -2,7 +2,6 @@
 
 import json
 import multiprocessing
-import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 import psutil
 import torch
 from mmdet.testing import demo_mm_inputs
+from mmengine.utils import track_iter_progress
 
 from ..configs import config_path, read_config
 from ..detector import build_detector
@@ -23,7 +23,7 @@ from .plots import plt, write_figure
 BACKBONES = {'ResNet': 'ResNet', '+ FCA': 'FcaResNet'}
 CLASSES = 3
 SIDES = (64, 160)
-"""Pixels, of each side of each image; with ``pad_size_divisor=1`` nothing makes two sizes the same."""
+"""The least and the largest side of an image, in pixels. ``pad_size_divisor=1`` leaves its size as it is."""
 MIB = 2**20
 SMALLER = {
     'backbone.base_channels': 16,
@@ -36,11 +36,11 @@ SMALLER = {
     'roi_head.bbox_head.num_classes': CLASSES,
     'roi_head.mask_head.num_classes': CLASSES,
 }
-"""What is changed in configs/small, for many iterations in little time."""
+"""Changes to the model of configs/small, for many iterations in little time."""
 
 
 def _train(name: str, iterations: int) -> dict[str, list]:
-    """Train with a backbone, and note the size of each image, and after each iteration held and resident bytes and the cached maps."""
+    """Train with a backbone. Returns, for each iteration, the image's size, the held and resident bytes and the cached maps."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     random = np.random.default_rng(0)
@@ -50,8 +50,8 @@ def _train(name: str, iterations: int) -> dict[str, list]:
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     process = psutil.Process()
     found: dict[str, list] = {'sizes': [], 'held': [], 'resident': [], 'maps': []}
-    start = time.monotonic()
-    for iteration in range(1, iterations + 1):
+    print(name)
+    for _ in track_iter_progress(range(iterations)):
         height, width, objects = random.integers((*SIDES[:1] * 2, 1), (*SIDES[1:] * 2, 8), endpoint=True).tolist()
         batch = demo_mm_inputs(1, [(3, height, width)], num_items=[objects], num_classes=CLASSES, with_mask=True)
         loss, _ = model.parse_losses(model(**model.data_preprocessor(batch, training=True), mode='loss'))
@@ -62,16 +62,12 @@ def _train(name: str, iterations: int) -> dict[str, list]:
         found['held'].append(sum(psutil.heap_info()))
         found['resident'].append(process.memory_info().rss)
         found['maps'].append(cached_projection_maps.cache_info().currsize)
-        if iteration % 20 == 0 or iteration == iterations:
-            left = (time.monotonic() - start) / iteration * (iterations - iteration)
-            print(f'\r{name}: iteration {iteration} of {iterations}, {left / 60:.1f} min left   ', end='', flush=True)
-    print()
-    psutil.heap_trim()  # the heap gives back what it can
+    psutil.heap_trim()  # the heap returns what it can
     return found | {'trimmed': [process.memory_info().rss]}
 
 
 def growth(series: Sequence[float]) -> tuple[float, float]:
-    """Take the median of the second tenth of a series, and how much larger that of the last tenth is."""
+    """Compute the median of the second tenth of a series, and how much larger the median of the last tenth is."""
     tenth = len(series) // 10
     early, late = (float(np.median(part)) for part in (series[tenth : 2 * tenth], series[-tenth:]))
     return early, late - early
@@ -87,7 +83,7 @@ def draw_memory(found: dict[str, dict[str, list]], out: Path) -> None:
     """Draw held and resident memory over iterations, and how many projection maps are cached."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), width_ratios=[2, 1])
     styles = zip(found.items(), ('silver', 'tab:blue'), (5, 1.5), strict=True)
-    for (name, series), color, width in styles:  # the one shows beneath the other
+    for (name, series), color, width in styles:  # one line shows beneath the other
         iterations = np.arange(1, len(series['held']) + 1)
         resident, held, trimmed = (np.array(series[key]) / MIB for key in ('resident', 'held', 'trimmed'))
         left.plot(iterations, resident, label=f'{name}, resident', color=color, lw=0.8)

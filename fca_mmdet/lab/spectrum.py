@@ -1,4 +1,4 @@
-"""Measure where the energy of a trained detector's feature maps lies in the 7x7 spectrum, and theorem 1 of FcaNet on them."""
+"""Measure the energy of a trained detector's feature maps in the 7x7 spectrum, and check theorem 1 of FcaNet on them."""
 
 import re
 from collections import defaultdict
@@ -23,7 +23,7 @@ SETS = ('low1', 'low2', 'low16', 'top16', 'bot16')  # the columns of the table
 
 
 def energy_shares(x: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Compute the energy of each of the 49 components of ``x`` pooled to ``grid``, as a share of the pooled map's, over all its channels.
+    """Compute each of the 49 components' share of the energy of ``x`` pooled to ``grid``, over all channels.
 
     ``x`` is ``[N, C, H, W]``, the grid (height, width) in cells, 7 or more, and the result ``[7, 7]``, u down and v across.
     """
@@ -34,7 +34,7 @@ def energy_shares(x: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 class Spectrum(NamedTuple):
-    """What feature maps show: by component, ``[7, 7]``, the share of energy; by channel, the average and what theorem 1 says it is."""
+    """The share of energy by component, ``[7, 7]``; by channel, the average and the component that theorem 1 equates with it."""
 
     shares: Tensor
     averages: Tensor  # times sqrt(h w) of the grid
@@ -42,7 +42,7 @@ class Spectrum(NamedTuple):
 
 
 def _watch(model: nn.Module) -> dict[str, list[Spectrum]]:
-    """Collect from every attention's input from now on, by stage; an attention that is watched runs unfolded."""
+    """Collect spectra of every attention's input from now on, by stage. A watched attention does not run folded."""
     seen: dict[str, list[Spectrum]] = defaultdict(list)
     for name, attention in find_attentions(model).items():
         layer = re.search(r'layer(\d)', name)
@@ -59,7 +59,7 @@ def _watch(model: nn.Module) -> dict[str, list[Spectrum]]:
 
 
 def draw_spectra(spectra: dict[str, Spectrum], out: Path) -> None:
-    """Draw a heat map of shares for each stage, in per cent on a logarithmic scale, above component (0, 0) against the average."""
+    """Draw for each stage a heat map of shares, in per cent on a logarithmic scale, and below it component (0, 0) against the average."""
     figure, axes = plt.subplots(2, len(spectra), figsize=(3.6 * len(spectra), 7), squeeze=False)
     for (name, spectrum), (above, below) in zip(spectra.items(), axes.T, strict=True):
         shares, averages, lowest = 100 * spectrum.shares, spectrum.averages.cpu(), spectrum.lowest.cpu()
@@ -84,7 +84,7 @@ def measure_spectrum(config: Path, checkpoint: Path, images: Path, out: Path, co
     check_writable(out)
     model = open_detector(config, checkpoint, device)
     if min((min(attention.grid) for attention in find_attentions(model).values()), default=0) < 7:
-        raise UserError(f'{config} has no MultiSpectralAttention with grids of 7 or more: there is nothing to look at')
+        raise UserError(f'{config} needs a MultiSpectralAttention, and each with a dct_size of 7 or more')
     seen = _watch(model)
     for path in track_iter_progress(paths):
         inference_detector(model, str(path))

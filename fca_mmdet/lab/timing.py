@@ -1,4 +1,4 @@
-"""Time alternatives that take turns, round by round, so that what else the machine does falls on all of them."""
+"""Time alternatives in turns, round by round, so that other work on the machine slows all of them alike."""
 
 import multiprocessing
 import os
@@ -19,7 +19,7 @@ from ..errors import UserError
 
 @dataclass(frozen=True)
 class Setting:
-    """What a table is measured under. ``dtype`` other than float32 is autocast; ``keep_pages`` tells glibc to return no memory."""
+    """The conditions of a measurement. A ``dtype`` other than float32 means autocast; ``keep_pages`` tells glibc to return no memory."""
 
     depth: int = 50
     batch: int = 1
@@ -33,7 +33,7 @@ class Setting:
 
     @property
     def memory_format(self) -> torch.memory_format:
-        """The memory format of weights and images."""
+        """Return the memory format of weights and images."""
         return torch.channels_last if self.channels_last else torch.contiguous_format
 
 
@@ -52,7 +52,7 @@ def seconds(action: Callable[[], object], device: str | torch.device) -> float:
 
 
 def rounds(ask: Callable[[], Mapping[str, float]], repeats: int, label: str) -> dict[str, list[float]]:
-    """Collect ``repeats`` answers of ``ask`` by name, after one that is not counted, and print an estimate of the time left."""
+    """Collect ``repeats`` answers of ``ask`` by name, after a first that does not count, and print an estimate of the time left."""
     answers = []
     start = time.monotonic()
     for index in range(repeats + 1):
@@ -64,7 +64,7 @@ def rounds(ask: Callable[[], Mapping[str, float]], repeats: int, label: str) -> 
 
 
 def summary(values: Mapping[str, Sequence[float]]) -> dict[str, dict[str, Any]]:
-    """Take the median of each name, and median and quartiles of its ratios to the first name within a round."""
+    """Compute each name's median, and the median and quartiles of its ratios to the first name in the same round."""
     first = next(iter(values.values()))
     rows = {}
     for name, series in values.items():
@@ -75,11 +75,11 @@ def summary(values: Mapping[str, Sequence[float]]) -> dict[str, dict[str, Any]]:
 
 
 def in_turns(actions: Mapping[str, Callable[[], object]], repeats: int, device: str | torch.device, label: str) -> dict[str, dict]:
-    """Time small actions in turns within this process, and give their ``summary``."""
+    """Time small actions in turns within this process. Returns their ``summary``."""
     return summary(rounds(lambda: {name: seconds(action, device) for name, action in actions.items()}, repeats, label))
 
 
-_subject: object = None  # of a worker
+_subject: object = None  # in a worker process
 
 
 def _start(kind: Callable[[str, Setting], object], name: str, setting: Setting) -> None:
@@ -93,11 +93,11 @@ def _call(action: str) -> Any:
 
 @contextmanager
 def workers(names: Sequence[str], setting: Setting, kind: Callable[[str, Setting], object]) -> Iterator[Callable[[str], dict[str, Any]]]:
-    """Give each name a process with ``kind(name, setting)``, and yield a function that calls a method in each, one after the other."""
+    """Start a process with ``kind(name, setting)`` for each name. Yields a function that calls a method in each, one after the other."""
     allocator = {'MALLOC_MMAP_MAX_': '0', 'MALLOC_TRIM_THRESHOLD_': str(2**40)} if setting.keep_pages else {}
-    spawn = multiprocessing.get_context('spawn')  # none is to profit from memory that another one made the allocator keep
+    spawn = multiprocessing.get_context('spawn')  # a forked process would profit from memory that its parent's allocator keeps
     pools = {name: ProcessPoolExecutor(1, spawn, _start, (kind, name, setting)) for name in names}
-    with ExitStack() as stack, patch.dict(os.environ, allocator):  # glibc reads it when a process starts, with its first task
+    with ExitStack() as stack, patch.dict(os.environ, allocator):  # glibc reads it when a process starts, at its first task
         for pool in pools.values():
             stack.enter_context(pool).submit(int)
 
@@ -107,7 +107,7 @@ def workers(names: Sequence[str], setting: Setting, kind: Callable[[str, Setting
                 for name, pool in pools.items():
                     answers[name] = pool.submit(_call, action).result()
             except BrokenProcessPool as error:
-                raise UserError(f'the process of {name!r} has ended: its traceback stands above') from error
+                raise UserError(f'the process of {name!r} has ended: see its traceback above') from error
             return answers
 
         yield ask

@@ -26,7 +26,7 @@ FILES = {
             **{
                 command: f'{command.partition(".")[0]}: no config at none.py'
                 for command in (
-                    'companions.py --model none.py weights.pth --images data/images --out a.json',
+                    'batching.py --model none.py weights.pth --images data/images --out a.json',
                     'complexity.py none.py',
                     'demo.py --config none.py',
                     'export_detector.py none.py weights.pth --out a.onnx --images data/images',
@@ -156,7 +156,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def disks(folder):
-    """A disk without room, and one that cannot be written to."""
+    """A disk without free space, and one that cannot be written to."""
     mounted = []
     for name, options in {'full': 'size=512k', 'read-only': 'ro'}.items():
         path = folder / name
@@ -193,7 +193,7 @@ HOSTILE = {
     'export_onnx.py config.py hostile.pth --out a.onnx': f'export_onnx: hostile.pth{REFUSED}',
     'export_detector.py config.py hostile.pth --out a.onnx --images data/images': f'export_detector: hostile.pth{REFUSED}',
     'visualize.py config.py hostile.pth image.png --out a.png': f'visualize: hostile.pth{REFUSED}',
-    'companions.py --model config.py hostile.pth --images data/images --out a.json': f'companions: hostile.pth{REFUSED}',
+    'batching.py --model config.py hostile.pth --images data/images --out a.json': f'batching: hostile.pth{REFUSED}',
     'spectrum.py config.py hostile.pth --images data/images --out a.png': f'spectrum: hostile.pth{REFUSED}',
     'preflight.py pretrained.py': 'works',
     'complexity.py pretrained.py': 'works',

@@ -63,26 +63,26 @@ def test_a_line_for_each_name(drawn, tmp_path):
 
 
 def test_the_command(tmp_path, monkeypatch, capsys):
-    companions = load_command('companions')
+    batching = load_command('batching')
     torch.manual_seed(0)
     model = build_detector(read_config(config_path(NAME)))
     torch.nn.init.normal_(model.roi_head.bbox_head.fc_cls.weight, std=0.5)
     torch.save(dict(state_dict=model.state_dict(), meta={}), tmp_path / 'weights.pth')
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 96, 3), dtype=np.uint8)).save(tmp_path / 'image.png')
     model = ['--model', config_path(NAME), str(tmp_path / 'weights.pth')]
-    command = ['companions.py', *model, *model, '--out', str(tmp_path / 'out' / 'found.json')]  # as two seeds of a run
+    command = ['batching.py', *model, *model, '--out', str(tmp_path / 'out' / 'found.json')]  # as two seeds of a run
     monkeypatch.setattr(sys, 'argv', [*command, '--images', str(tmp_path)])
-    companions.main()
+    batching.main()
     found = json.loads((tmp_path / 'out' / 'found.json').read_text())['results']['mask-rcnn_fca-r50-thin_fpn_small-heads']
     assert found['1.0'] == dict(
         without_counterpart=0, without_counterpart_std=0, score_change=pytest.approx(0, abs=1e-5), score_change_std=0
     )
     assert found['2.0']['without_counterpart'] > 0 or found['2.0']['score_change'] > 1e-3
     assert (
-        'mask-rcnn_fca-r50-thin_fpn_small-heads, companion x 1.0: 0.0% without counterpart, scores change by 0.0000 +- 0.0%, 0.0000\n'
+        'mask-rcnn_fca-r50-thin_fpn_small-heads, other image x 1.0: 0.0% without counterpart, scores change by 0.0000 +- 0.0%, 0.0000\n'
         in capsys.readouterr().out
     )
     assert plt.imread(tmp_path / 'out' / 'found.png').shape[:2] == (480, 1320)
     monkeypatch.setattr(sys, 'argv', [*command, '--images', str(tmp_path / 'none')])
-    with pytest.raises(SystemExit, match=r'companions: there is no image \(.png, .*\) in .*none'):
-        companions.main()
+    with pytest.raises(SystemExit, match=r'batching: there is no image \(.png, .*\) in .*none'):
+        batching.main()

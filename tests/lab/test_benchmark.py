@@ -67,7 +67,7 @@ def test_where_a_training_step_spends_its_time(monkeypatch, capsys):
 def test_a_backbone_that_a_depth_does_not_allow():
     result = run('backbone', '--depth', 18, '--backbones', '+ SE')
     assert result.returncode == 2
-    assert "the blocks of depth 18 have no plugin slot in mmdet's ResNet: choose --backbones of ['ResNet', " in result.stderr
+    assert "the blocks of depth 18 have no plugin slot in mmdet's ResNet: choose --backbones from ['ResNet', " in result.stderr
 
 
 def test_the_layer_alone(capsys):

@@ -39,9 +39,9 @@ def break_file(data: Path, how: str) -> None:
     [
         ('missing', r'val.json is missing: --data takes a folder with annotations/train.json'),
         ('truncated', r'val.json is not a COCO annotation file'),
-        ('no images', r'val.json has 0 images, \d+ annotations and 3 categories'),
+        ('no images', r'val.json has 0 images, \d+ annotations and 3 categories: it needs some of each'),
         ('no masks', r'has boxes but no segmentations'),
-        ('other classes', r"the splits of .* differ in their categories: .* val has \['blob'"),
+        ('other classes', r"the splits of .* need the same categories in one order: train has .* val \['blob'"),
         ('no file', r'1 of 4 images of .* are not in .*: the first is gone.png'),
     ],
 )

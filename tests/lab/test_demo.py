@@ -42,7 +42,7 @@ def test_the_job_stops_resumes_finishes_and_says_so(shapes, tmp_path, capsys):
     assert curves.shape == (480, 1320, 3)
     assert {BLUE, ORANGE} <= set(map(tuple, curves.reshape(-1, 3).tolist()))
     assert run_demo(shapes, work, tmp_path / 'whole.py') == metrics
-    assert 'finished before' in capsys.readouterr().out
+    assert 'already finished' in capsys.readouterr().out
 
 
 def test_a_config_that_is_not_there_makes_no_shapes(tmp_path):

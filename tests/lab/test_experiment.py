@@ -74,7 +74,7 @@ def test_what_a_terminal_shows(write_plan, tmp_path):
     runs = [Run(name, seed, tmp_path / f'{name}-{seed}', {}, dict(max_iters=8)) for name in ('plain', 'search') for seed in range(3)]
     log(runs[2].folder, [dict(step=step, loss=1.0) for step in (1, 2)])
     board = Board(runs, plan)
-    assert show(board)[-1] == ['the time left shows when something has been logged']
+    assert show(board)[-1] == ['the time left is known after the first log entry']
     board.rows = {runs[0]: dict(bbox_mAP=0.2, segm_mAP=0.1), runs[1]: dict(bbox_mAP=0.3), runs[3]: dict(error='no memory')}
     board.running = {runs[2]}
     log(runs[2].folder, [dict(step=step, loss=1.0) for step in (3, 4, 5, 6)], 'resumed')
@@ -159,7 +159,7 @@ def test_a_failed_run_does_not_stop_the_others(write_plan, shapes, tmp_path):
     output = process.communicate(timeout=300)[0]
     assert process.returncode != 0
     assert 'bad, seed 0 failed' in output
-    assert 'experiment: 1 runs failed; mended, the same command runs them alone' in output
+    assert 'experiment: 1 runs failed: mend the errors above, and the same command runs only these again' in output
     assert [row['name'] for row in figures(tmp_path / 'out')] == ['good']
 
 

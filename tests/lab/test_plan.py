@@ -63,13 +63,13 @@ def test_the_coco_plan_changes_the_attention_alone():
 
 MISTAKES = {
     'no runs': ({'seeds': 2}, 'is not a plan: it needs runs, each a name with a config'),
-    'an unknown word': ({'runs': {'a': {'config': PLAIN}}, 'sedes': 2}, 'has sedes; a plan has baseline, data'),
+    'an unknown word': ({'runs': {'a': {'config': PLAIN}}, 'sedes': 2}, 'has unknown keys, sedes: a plan may have baseline, data'),
     'no config': ({'runs': {'a': {'frequencies': 'low2'}}}, "the run a of .* is {'frequencies': 'low2'}: it needs a config"),
     'two choices': (
         {'runs': {'a': {'config': FCA, 'frequencies': 'low2', 'selected_by': 'b'}, 'b': {'config': FCA}}},
         'names its frequencies more than once',
     ),
-    'no singles': ({'runs': {'a': {'config': FCA, 'best': 2}}}, 'takes the best 2 of the singles, and the plan has no singles'),
+    'no singles': ({'runs': {'a': {'config': FCA, 'best': 2}}}, 'takes the best 2 singles, but the plan has none: add singles'),
     'nobody selects': (
         {'runs': {'a': {'config': FCA, 'selected_by': 'b'}}},
         'the selected_by b of the run a of .* is not one of its runs: a',
@@ -144,13 +144,13 @@ def test_two_step_selection(write_plan, tmp_path):
     assert written == dict(metric='bbox_mAP', ranking=ranking, frequencies=ranking[:2])
     (tmp_path / 'single-34' / 'seed-0' / 'result.json').unlink()
     (tmp_path / 'single-34' / 'seed-1' / 'result.json').unlink()
-    with pytest.raises(UserError, match='single-34 has no result, so the singles cannot be ranked'):
+    with pytest.raises(UserError, match=r'singles cannot be ranked without single-34: its output.log says why'):
         rank_singles(plan, tmp_path)
 
 
 def test_a_learned_list_is_taken_from_the_run_that_learned_it(write_plan, tmp_path):
     plan = read_plan(write_plan(runs={'search': {'config': FCA}, 'learned': {'config': FCA, 'selected_by': 'search'}}))
-    with pytest.raises(UserError, match=r'search has written no .*frequencies.json'):
+    with pytest.raises(UserError, match=r'the run search has not written .*frequencies.json'):
         choose_frequencies(plan['runs']['learned'], plan, tmp_path)
     (tmp_path / 'search' / 'seed-0').mkdir(parents=True)
     (tmp_path / 'search' / 'seed-0' / 'frequencies.json').write_text('{"frequencies": [[0, 0], [3, 4]]}')

@@ -68,7 +68,7 @@ def test_a_record_of_another_machine_is_not_continued(tmp_path):
     result = subprocess.run([sys.executable, TOOLS / 'benchmark.py', 'record', '--out', out], capture_output=True, text=True, timeout=300)
     assert result.returncode == 1
     assert result.stderr.strip().endswith(
-        f"benchmark: {out} is the record of another machine, {{'cpu': 'abacus'}}: name another file with --out, or delete it"
+        f"benchmark: {out} is of another machine or other versions, {{'cpu': 'abacus'}}: name another file with --out, or delete it"
     )
 
 

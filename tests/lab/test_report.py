@@ -43,7 +43,7 @@ Not begun: low4 seed 2, se seed 0, se seed 1, se seed 3, gc seed 0, gc seed 1, g
 
 - 100 x COCO AP, mean ± sample standard deviation over seeds; time relative to plain with the same seed.
 - One seed, so no spread: se.
-- 'none' stands where COCO has no such objects, or the detector no masks.
+- 'none': COCO has no such objects, or the detector predicts no masks.
 - Published for plain: FcaNet, table 4. Not measured here.
 - Frequencies of low4: 00 01 60 05.
 

@@ -142,18 +142,18 @@ BAD = {
         None,
         'there is no .*results.csv: give the folder that tools/experiment.py wrote, once a run has finished',
     ),
-    'nothing': ('results.csv', '', '.*results.csv is empty: no run has finished; tools/experiment.py goes on with what was begun'),
+    'nothing': ('results.csv', '', '.*results.csv is empty: no run has finished; start tools/experiment.py again to go on'),
     'a header': ('results.csv', ','.join(COLUMNS), '.*results.csv is empty: no run has finished; .*'),
     'bytes': ('results.csv', b'\xff\xfe\x00', ".*results.csv cannot be read: 'utf-8' codec .*"),
     'no torch': (
         'results.csv',
         keep([column for column in COLUMNS if column not in ('torch', 'seed')]),
-        '.*results.csv has no column torch, seed: let tools/experiment.py write it again',
+        '.*results.csv has no column torch, seed: start tools/experiment.py again, which rewrites it',
     ),
     'half a row': (
         'results.csv',
         '\n'.join([keep(COLUMNS), 'plain,1,12e4']),
-        '.*results.csv, line 3, has no device: let tools/experiment.py write it again, or take the line out',
+        '.*results.csv, line 3, has no device: start tools/experiment.py again, or delete the line',
     ),
     'a long row': (
         'results.csv',
@@ -194,5 +194,5 @@ def test_bad_results(case, results):
 
 
 def test_a_run_that_is_there_twice(results):
-    with pytest.raises(UserError, match=r'^plain with seed 0 is there twice in .*results, .*results: leave one out$'):
+    with pytest.raises(UserError, match=r'^plain with seed 0 occurs twice in .*results, .*results: leave one out$'):
         evaluate([results, results])

@@ -65,7 +65,7 @@ def test_a_run_that_another_process_is_at_is_left_to_it(tmp_path):
     with open(tmp_path / 'lock', 'w') as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert is_running(run)
-        assert 'another process is at it' in train_once(run, {})['error']
+        assert 'another process is training it' in train_once(run, {})['error']
     assert not is_running(run)
     assert not run.result.exists()
 

@@ -53,7 +53,7 @@ def test_the_command(tmp_path):
     command = [sys.executable, TOOLS / 'soak.py', '--iterations', '30', '--out', out]
     result = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert out.exists(), result.stderr
-    assert 'iteration 20 of 30, ' in result.stdout
+    assert '] 30/30, ' in result.stdout
     record = json.loads(out.read_text())
     assert record['machine']['torch']
     plain, fca = record['ResNet'], record['+ FCA']
@@ -75,4 +75,4 @@ def test_too_few_iterations(capsys, monkeypatch):
     monkeypatch.setattr(sys, 'argv', ['soak.py', '--iterations', '9'])
     with pytest.raises(SystemExit):
         load_command('soak').main()
-    assert '--iterations 9: the first and the last tenth need at least 10' in capsys.readouterr().err
+    assert '--iterations 9: the first and the last tenth need at least 10 iterations' in capsys.readouterr().err

@@ -97,5 +97,5 @@ def test_mistakes(detector, monkeypatch, tmp_path):
     config = Config.fromfile(detector / 'config.py')
     config.model.backbone.update(dct_size=(5, 5, 5, 5), frequencies=[(0, 0)])
     config.dump(detector / 'coarse.py')
-    with pytest.raises(SystemExit, match=r'coarse.py has no MultiSpectralAttention with grids of 7 or more'):
+    with pytest.raises(SystemExit, match=r'coarse.py needs a MultiSpectralAttention, and each with a dct_size of 7 or more'):
         run(detector, monkeypatch, config='coarse.py')

@@ -65,5 +65,5 @@ def test_each_name_has_a_process_of_its_own(subject):
 def test_a_process_that_has_ended(subject):
     with workers(['a'], Setting(), subject) as ask:
         assert ask('describe')['a'][3] is None  # pages are kept only if asked for
-        with pytest.raises(UserError, match=r"^the process of 'a' has ended: its traceback stands above$"):
+        with pytest.raises(UserError, match=r"^the process of 'a' has ended: see its traceback above$"):
             ask('end')
