@@ -42,11 +42,11 @@ STACKS: dict[str, dict[str, list[str]]] = {
     },
 }
 # mmpretrain imports torchvision and mmdet does not. The package index has it for CUDA only: beside a CPU build of torch it cannot be
-# imported, and then mmengine does not start. So it gets a folder of its own, which a test puts on PYTHONPATH.
+# imported, and then mmengine does not start. So it gets a folder of its own, which a test puts on PYTHONPATH. timm lies there too.
 TORCHVISION_MINOR = 15  # torchvision 0.(minor + 15).patch is made for torch 2.minor.patch
 OLDEST_TORCH = (2, 6)
 OLDEST_PYTHON, NEWEST_PYTHON = (3, 10), (3, 13)  # the tests ran with each in between
-PINNED_PYTHON = (3, 11)  # which the versions in STACK.txt are for; another Python may need others
+PINNED_PYTHON = (3, 11)  # the versions in STACK.txt are for it and TESTED_TORCH; others may need others
 DISK_GIB, MEMORY_GIB_PER_JOB = 4, 2
 
 
@@ -223,7 +223,8 @@ def prepare(stack: str, venv: Path, torch: str = TESTED_TORCH, wheels: str | Non
     check_machine(venv)
     if not Path(python).exists():
         run([sys.executable, '-m', 'venv', str(venv)], f'creating {venv}')
-    pip = [python, '-m', 'pip', 'install', '--quiet', *(['-c', str(constraints)] if sys.version_info[:2] == PINNED_PYTHON else [])]
+    pinned = torch == TESTED_TORCH and sys.version_info[:2] == PINNED_PYTHON
+    pip = [python, '-m', 'pip', 'install', '--quiet', *(['-c', str(constraints)] if pinned else [])]
     run([*pip, '--upgrade', *BUILD_TOOLS], 'installing the build tools')
     run([*pip, f'torch=={torch}'], f'installing torch {torch} (200 MB without CUDA, some GB with it)')
     installed = capture([python, '-c', 'import torch; print(torch.__version__)']).stdout.split()[-1]
@@ -235,7 +236,7 @@ def prepare(stack: str, venv: Path, torch: str = TESTED_TORCH, wheels: str | Non
     beside = ['--no-deps', '--upgrade', '--target', str(venv / 'torchvision')]
     _, minor, patch = re.findall(r'\d+', installed)[:3]
     torchvision = f'torchvision==0.{int(minor) + TORCHVISION_MINOR}.{patch}'
-    run([python, '-m', 'pip', 'install', '--quiet', *beside, torchvision], f'installing {torchvision} beside the environment')
+    run([python, '-m', 'pip', 'install', '--quiet', *beside, torchvision, 'timm==1.0.31'], f'installing {torchvision} and timm')
     run([*pip, '--no-build-isolation', '-e', f'{ROOT}[evaluation,experiments,onnx,ray,test]'], 'installing fca_mmdet and the test tools')
     stamp.write_text(wanted)
     say(f'{venv} is ready')
