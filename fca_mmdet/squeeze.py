@@ -277,6 +277,10 @@ def check_selection(state_dict: MutableMapping[str, Tensor], prefix: str, squeez
     stored = state_dict.get(f'{prefix}selection.logits')
     if stored is None:
         return
+    if not isinstance(stored, Tensor) or stored.dim() != 2 or stored.shape[1] != len(CANDIDATES):
+        raise CheckpointError(
+            f'{prefix}selection.logits in the checkpoint is not [F, {len(CANDIDATES)}], as a search stores it: fetch it again'
+        )
     chosen = [CANDIDATES[index] for index in stored.argmax(1).tolist()]
     if not isinstance(squeeze, FixedDct) or chosen != list(squeeze.frequencies):
         raise CheckpointError(

@@ -59,7 +59,8 @@ def check_architecture(state_dict: MutableMapping[str, Tensor], own: MutableMapp
     """Compare the residual blocks of a checkpoint, whose keys begin with ``prefix``, with those of the backbone ``name``.
 
     Raises:
-        CheckpointError: another block, other numbers of blocks, or other shapes in a block. mmengine would leave them out with a warning.
+        CheckpointError: another block, other numbers of blocks, or other shapes or kinds of tensors in a block. mmengine would leave these
+            out with a warning. A part of the weights, such as one stage, is accepted.
     """
     stored = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(f'{prefix}layer')}
     if not stored:
@@ -71,12 +72,13 @@ def check_architecture(state_dict: MutableMapping[str, Tensor], own: MutableMapp
             f'the checkpoint has stages of {list(found[1])} blocks with {found[0]} convolutions each, but {name} has '
             f'{list(expected[1])} with {expected[0]}: configure the depth of the checkpoint, or use weights of this depth'
         )
-    for key in filter(stored.__contains__, own):
-        value = stored[key]
+    for key, value in stored.items():
+        if key not in own and not key.endswith('att.dct_layer.weight'):
+            continue
         if not isinstance(value, Tensor) or not value.is_floating_point() or value.layout != torch.strided:
             kind = f'{value.layout} tensor of {value.dtype}' if isinstance(value, Tensor) else type(value).__name__
             raise CheckpointError(f'{prefix}{key} is a {kind} in the checkpoint: save dense floating-point tensors')
-        if value.shape != own[key].shape:
+        if key in own and value.shape != own[key].shape:
             raise CheckpointError(
                 f'{prefix}{key} is {list(value.shape)} in the checkpoint, but {list(own[key].shape)} in {name}: configure '
                 "the checkpoint's width, groups and reduction"
@@ -138,16 +140,19 @@ def to_published(weights: Mapping[str, Tensor], frequencies: Frequencies | None,
             f'{searched} belongs to a search, which mixes all frequencies; the published format has one for each group. Train with the '
             f'most probable, frequencies={chosen}, and convert that checkpoint'
         )
-    bases = compute_bases(weights, frequencies or FREQUENCIES, grids or GRIDS)
-    stored = {key: weights[key] for key in bases if key in weights}
-    for key, basis in stored.items():
-        if (frequencies or grids or len(stored) < len(bases)) and not same_basis(basis, bases[key]):
-            raise CheckpointError(f'{key} is {describe_basis(basis)}, unlike --frequencies and --dct-size: leave them out to keep it')
-    bases, converted = bases | stored, {}
+    stored = {key: value for key, value in weights.items() if key.endswith('att.dct_layer.weight')}
+    complete = bool(stored) and all(key.replace('att.fc.2.weight', 'att.dct_layer.weight') in weights for key in weights)
+    if not complete or frequencies or grids:
+        bases = compute_bases(weights, frequencies or FREQUENCIES, grids or GRIDS)
+        for key, basis in stored.items():
+            if key not in bases or not same_basis(basis, bases[key]):
+                raise CheckpointError(f'{key} is {describe_basis(basis)}, unlike --frequencies and --dct-size: leave them out to keep it')
+        stored = bases | stored
+    converted = {}
     for key, value in weights.items():
-        if key.endswith('att.fc.0.weight'):
-            basis_key = key.replace('fc.0.weight', 'dct_layer.weight')
-            converted[basis_key] = bases[basis_key]
+        basis_key = key.replace('att.fc.0.weight', 'att.dct_layer.weight')
+        if basis_key in stored:
+            converted[basis_key] = stored[basis_key]
         converted[key] = value
     return converted
 

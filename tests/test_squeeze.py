@@ -40,7 +40,7 @@ from fca_mmdet import (
 from fca_mmdet.dct import full_basis
 from fca_mmdet.frequency import CANDIDATES
 from fca_mmdet.projection import ValidPart, within
-from fca_mmdet.squeeze import BASES, Projected
+from fca_mmdet.squeeze import BASES, Projected, check_selection
 
 
 def searched(module: nn.Module, temperature: float = 0.7) -> nn.Module:
@@ -326,6 +326,14 @@ def test_the_weights_of_a_search_go_where_its_frequencies_are_configured():
             FcaResNet(**options, **SHALLOW).load_state_dict(backbone.state_dict())
     with pytest.raises(CheckpointError, match=r'selection.logits is \[4, 49\] in the checkpoint, but \[16, 49\] in the'):
         FcaResNet(basis='searched', **SHALLOW).load_state_dict(backbone.state_dict())
+
+
+@pytest.mark.parametrize('logits', [torch.zeros(49), torch.zeros(16, 50), [0.0]])
+def test_a_selection_that_no_search_stores_is_refused(logits):
+    with pytest.raises(
+        CheckpointError, match=r'selection.logits in the checkpoint is not \[F, 49\], as a search stores it: fetch it again'
+    ):
+        check_selection({'selection.logits': logits}, '', MultiSpectralAttention(64).dct_layer)
 
 
 def test_weights_of_a_fixed_basis_are_refused_and_those_without_attention_taken():

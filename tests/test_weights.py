@@ -115,6 +115,8 @@ def test_parameters_that_are_no_plain_tensors():
     ]:
         with pytest.raises(CheckpointError, match=f'{key} is {says} in the checkpoint: save dense floating-point tensors'):
             FcaResNet(**SHALLOW).load_state_dict(weights | {key: value})
+    with pytest.raises(CheckpointError, match=r'layer1.0.att.dct_layer.weight is a list in the checkpoint'):
+        FcaResNet(**SHALLOW).load_state_dict(weights | {'layer1.0.att.dct_layer.weight': [1]})
 
 
 def test_a_plain_resnets_weights_load_and_the_attentions_are_named_as_missing(tmp_path, log):
@@ -231,9 +233,18 @@ def shallow(tmp_path: Path, **options) -> tuple[Path, dict]:
     return tmp_path / 'ours.pth', weights
 
 
-@pytest.mark.parametrize('basis', ['learned_dct', 'random', 'learned_random'])
-def test_conversion_keeps_a_basis_of_its_own(basis, tmp_path):
-    path, weights = shallow(tmp_path, basis=basis)
+@pytest.mark.parametrize(
+    'options',
+    [
+        dict(basis='learned_dct'),
+        dict(basis='random'),
+        dict(basis='learned_random'),
+        dict(basis='learned_dct', frequencies='low2', dct_size=(8, 9)),
+    ],
+    ids=lambda options: ' '.join(map(str, options.values())),
+)
+def test_conversion_keeps_a_basis_of_its_own(options, tmp_path):
+    path, weights = shallow(tmp_path, **options)
     weights = {key: value + 0.1 * torch.rand_like(value) if 'dct_layer' in key else value for key, value in weights.items()}
     torch.save(weights, path)
     assert convert(path, '--to', 'published', '--out', tmp_path / 'out.pth').returncode == 0

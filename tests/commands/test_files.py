@@ -75,11 +75,9 @@ FILES = {
             'visualize.py config.py none.pth image.png --out a.png': 'visualize: there is no checkpoint none.pth',
         },
         'a checkpoint that is an image': {
-            'test.py config.py image.png': (
-                'test: image.png is truncated or no checkpoint of torch.save (UnpicklingError): fetch it again'
-            ),
+            'test.py config.py image.png': ('test: image.png is a PNG image, not a checkpoint of torch.save: name the checkpoint'),
             'convert_checkpoint.py image.png --to ours --dry-run': (
-                'convert_checkpoint: image.png is truncated or no checkpoint of torch.save (UnpicklingError): fetch it again'
+                'convert_checkpoint: image.png is a PNG image, not a checkpoint of torch.save: name the checkpoint'
             ),
         },
         'no such data': {
@@ -180,7 +178,7 @@ def test_files(case, command, folder, monkeypatch, capsys, request):
     assert not list(folder.glob('full/a*'))
 
 
-REFUSED = ' holds more than data: it asks for ...open, which could run code, so it is not read. Have who made it save the state dict alone'
+REFUSED = ' holds more than data: it asks for ...open, which could run code, so it is not read. Ask its author to save the state dict alone'
 HOSTILE = {
     'train.py config.py --cfg-options load_from=hostile.pth': f'train: hostile.pth{REFUSED}',
     'train.py config.py --resume hostile.pth': f'train: hostile.pth{REFUSED}',
