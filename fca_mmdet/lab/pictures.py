@@ -9,6 +9,8 @@ import cv2
 import mmcv
 import numpy as np
 import torch
+from matplotlib import color_sequences
+from matplotlib.colors import to_rgb
 from matplotlib.patches import Patch
 from mmdet.structures import DetDataSample
 from mmdet.visualization import DetLocalVisualizer, get_palette
@@ -36,15 +38,15 @@ class _Shapes(DetLocalVisualizer):
 
 def _show_detections(axis: plt.Axes, sample: DetDataSample, dataset_meta: Mapping, score: float, truth: bool) -> None:
     classes = dataset_meta['classes']
-    palette = dataset_meta.get('palette')
-    colours = palette if isinstance(palette, list) else get_palette('random', len(classes))
-    visualizer = _Shapes(line_width=2)
-    visualizer.dataset_meta = dict(classes=classes, palette=colours)
+    distinct = [tuple(round(255 * part) for part in to_rgb(colour)) for colour in color_sequences['tab10']]
+    palette = get_palette(distinct if len(classes) <= len(distinct) else 'random', len(classes))
+    visualizer = _Shapes(line_width=2, alpha=0.6)
+    visualizer.dataset_meta = dict(classes=classes, palette=palette)
     visualizer.add_datasample('', mmcv.imread(sample.img_path, channel_order='rgb'), sample.cpu(), draw_gt=truth, pred_score_thr=score)
     axis.imshow(visualizer.get_image())
     axis.set_title(f'{Path(sample.img_path).name}: {"ground truth | " if truth else ""}predictions >= {score}', fontsize=9)
     found = sample.pred_instances.labels[sample.pred_instances.scores >= score].unique().tolist()
-    handles = [Patch(color=np.divide(colours[label], 255), label=classes[label]) for label in found]
+    handles = [Patch(color=np.divide(palette[label], 255), label=classes[label]) for label in found]
     axis.legend(handles=handles, loc='upper center', bbox_to_anchor=(0.5, 0), ncols=6, frameon=False, fontsize=8)
 
 
@@ -53,7 +55,7 @@ def draw_predictions(runner: Runner, out: Path, images: int = 6, score: float = 
     dataset = runner.test_dataloader.dataset
     indices = np.linspace(0, len(dataset) - 1, min(images, len(dataset))).astype(int).tolist()
     rows = (len(indices) + 1) // 2
-    figure, axes = plt.subplots(rows, 2, figsize=(14, 3.7 * rows), squeeze=False)
+    figure, axes = plt.subplots(rows, 2, figsize=(11, 2.9 * rows), squeeze=False)
     runner.model.eval()
     for axis, index in zip(axes.flat, indices, strict=False):
         with torch.no_grad():
