@@ -20,6 +20,7 @@ __all__ = [
     'FastCocoMetric',
     'FcaBasicBlock',
     'FcaBottleneck',
+    'FcaCSPDarknet',
     'FcaResNeXt',
     'FcaResNeXtBottleneck',
     'FcaResNet',
@@ -57,6 +58,7 @@ else:
 
     from .baselines import EfficientChannelAttention, SqueezeExcitation
     from .blocks import FcaBasicBlock, FcaBottleneck, FcaResNeXtBottleneck
+    from .csp_darknet import FcaCSPDarknet
     from .preprocessor import CanvasDetDataPreprocessor, OrientedDetDataPreprocessor
     from .resnet import FcaResNet, FcaResNetV1d, FcaResNeXt
     from .training import resume  # noqa: F401 (registers)
