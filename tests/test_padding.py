@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from helpers import MEAN, SHAPES, STD, batch, frozen, largest_error, padded_batch
+from helpers import MEAN, SHAPES, STD, batch, frozen, largest_error, needs_a_later_compiler, padded_batch
 from mmdet.models.data_preprocessors import DetDataPreprocessor
 
 from fca_mmdet import FcaResNet, FcaResNetV1d, FcaResNeXt, MultiSpectralAttention
@@ -97,6 +97,7 @@ def test_a_checkpointed_block_is_recomputed_within_the_part_of_its_own_batch(dep
 
 
 @torch.no_grad()
+@needs_a_later_compiler
 def test_ignoring_padding_compiles_and_exports():
     backbone = FcaResNet(
         50, base_channels=16, stem_channels=16, num_stages=2, strides=(1, 2), dilations=(1, 1), out_indices=(0, 1), ignore_padding=True
@@ -122,7 +123,16 @@ def read(images: torch.Tensor, backbone: torch.nn.Module) -> list[torch.Tensor]:
     return [feature.detach() for feature in features]
 
 
-@pytest.mark.parametrize('mode', ['folded', 'readable', 'compiled', 'exported', 'checkpointed', 'checkpointed, readable'])
+@pytest.mark.parametrize(
+    'mode',
+    [
+        'folded',
+        'readable',
+        *(pytest.param(mode, marks=needs_a_later_compiler) for mode in ('compiled', 'exported')),
+        'checkpointed',
+        'checkpointed, readable',
+    ],
+)
 def test_threads_that_share_a_backbone_do_not_share_its_images(mode):
     """Each thread has images that are padded otherwise, and gets what one thread gets."""
     torch.manual_seed(0)

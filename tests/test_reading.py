@@ -286,6 +286,7 @@ def watch(event: str, arguments: tuple) -> None:
 sys.addaudithook(watch)
 
 
+@pytest.mark.skipif(torch.__version__ < '2.7', reason='torch 2.6 fills what a cut file lacks with whatever is in memory')
 def test_mutations(real, tmp_path, monkeypatch):
     path = tmp_path / 'mutation.pth'
     ends = Counter()

@@ -48,14 +48,14 @@ def _(boxes, scores, iou_threshold, max_num):
 
 
 @torch.library.custom_op('fca_mmdet::roi_align', mutates_args=())
-def roi_align(features: Tensor, rois: Tensor, size: list[int], scale: float, sampling_ratio: int, aligned: bool) -> Tensor:
-    """Pool features ``[1, C, H, W]`` in RoIs ``[N, 5]`` with mmcv's RoIAlign, to ``[N, C, *size]``."""
-    return mmcv.ops.roi_align(features, rois, tuple(size), scale, sampling_ratio, 'avg', aligned)
+def roi_align(features: Tensor, rois: Tensor, height: int, width: int, scale: float, sampling_ratio: int, aligned: bool) -> Tensor:
+    """Pool features ``[1, C, H, W]`` in RoIs ``[N, 5]`` with mmcv's RoIAlign, to ``[N, C, height, width]``."""
+    return mmcv.ops.roi_align(features, rois, (height, width), scale, sampling_ratio, 'avg', aligned)
 
 
 @roi_align.register_fake
-def _(features, rois, size, scale, sampling_ratio, aligned):
-    return features.new_empty(rois.shape[0], features.shape[1], *size)
+def _(features, rois, height, width, scale, sampling_ratio, aligned):
+    return features.new_empty(rois.shape[0], features.shape[1], height, width)
 
 
 def _onnx_nms(boxes, scores, iou_threshold, max_num):
@@ -63,10 +63,10 @@ def _onnx_nms(boxes, scores, iou_threshold, max_num):
     return OPERATORS.Gather(OPERATORS.NonMaxSuppression(*one_class, [max_num], [iou_threshold]), 2, axis=1)
 
 
-def _onnx_roi_align(features, rois, size, scale, sampling_ratio, aligned):
+def _onnx_roi_align(features, rois, height, width, scale, sampling_ratio, aligned):
     boxes = OPERATORS.Slice(rois, [1], [5], [1])
     images = OPERATORS.Cast(OPERATORS.Gather(rois, 0, axis=1), to=onnx.TensorProto.INT64)
-    options = dict(output_height=size[0], output_width=size[1], spatial_scale=scale, sampling_ratio=sampling_ratio)
+    options = dict(output_height=height, output_width=width, spatial_scale=scale, sampling_ratio=sampling_ratio)
     mode = 'half_pixel' if aligned else 'output_half_pixel'
     return OPERATORS.RoiAlign(features, boxes, images, coordinate_transformation_mode=mode, **options)
 
@@ -87,7 +87,7 @@ def _pool(extractor: Any, features: tuple[Tensor, ...], boxes: Tensor) -> Tensor
     pooled = boxes.new_zeros(rois.shape[0], extractor.out_channels, *extractor.roi_layers[0].output_size)
     for level, layer in enumerate(extractor.roi_layers):
         (here,) = torch.where(levels == level)
-        aligned = roi_align(features[level], rois[here], layer.output_size, layer.spatial_scale, layer.sampling_ratio, layer.aligned)
+        aligned = roi_align(features[level], rois[here], *layer.output_size, layer.spatial_scale, layer.sampling_ratio, layer.aligned)
         pooled = pooled.index_put((here,), aligned)
     return pooled
 

@@ -7,7 +7,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from helpers import SMALL, TINY, TOOLS, ending, frozen, run_python, says, with_statistics
+from helpers import SMALL, TINY, TOOLS, ending, frozen, needs_a_later_compiler, run_python, says, with_statistics
 from mmcv.cnn.utils import fuse_conv_bn
 from mmdet.models.necks import FPN
 from mmengine.config import Config
@@ -64,6 +64,7 @@ def assert_same(found, expected):
         assert (one - other).abs().max() <= 1e-4 * other.abs().max()
 
 
+@needs_a_later_compiler
 @pytest.mark.parametrize('name', ['attention', 'backbone', 'pyramid'])
 @torch.no_grad()
 def test_compiles_in_one_graph_for_all_sizes(name):
@@ -114,6 +115,7 @@ def test_mmcv_fuses_normalisations_into_convolutions(name):
     assert_same(fused(x), model(x))
 
 
+@needs_a_later_compiler
 def test_the_onnx_command(tmp_path):
     said = run_python(TOOLS / 'export_onnx.py', SMALL, '--out', tmp_path / 'sub' / 'features.onnx', '--repeats', 1, cwd=tmp_path)
     assert 'no checkpoint: the weights are random' in said
@@ -133,6 +135,7 @@ def test_the_onnx_command(tmp_path):
 
 
 @torch.no_grad()
+@needs_a_later_compiler
 def test_the_file_computes_the_features_of_the_checkpoint(tmp_path, monkeypatch, capsys):
     detector = build_detector(Config.fromfile(TINY))
     with_statistics(detector.backbone)
