@@ -1,11 +1,10 @@
-"""The main job: train a small Mask R-CNN with an FCA backbone on a COCO-format folder, score it with COCO mAP, and draw it.
+"""Do the main job: train a small Mask R-CNN with an FCA backbone on a COCO-format folder, score it with COCO mAP, and draw it.
 
     python tools/demo.py [--data FOLDER] [--work-dir DIR]
 
-FOLDER holds ``annotations/train.json``, ``annotations/val.json`` and ``images/``; the classes are read from the files. Without it, a
-data set of textured shapes is made (tools/make_shapes.py). Started again after an interruption the job goes on where it was; finished,
-it says so. Everything it writes lies in DIR: ``config.py`` (for tools/train.py and tools/test.py), checkpoints, ``metrics.json`` and
-the figures.
+FOLDER has ``annotations/train.json``, ``annotations/val.json`` and ``images/``; the classes are read from the files. Without FOLDER, the
+job makes a data set of textured shapes (tools/make_shapes.py). Started again after an interruption, it goes on where it stopped. It
+writes to DIR: ``config.py`` (for tools/train.py and tools/test.py), checkpoints, ``metrics.json`` and the figures.
 """
 
 import argparse
@@ -22,6 +21,7 @@ def main() -> None:
     parser.add_argument('--data', type=Path, help='a COCO-format folder (default: textured shapes, made in the work directory)')
     parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/demo'), help='(default: %(default)s)')
     parser.add_argument('--config', type=Path, default=CONFIG, help='(default: %(default)s)')
+    parser.add_argument('--no-preflight', dest='preflight', action='store_false', help='leave out the check of data and config')
     run_demo(**vars(parser.parse_args()))
 
 

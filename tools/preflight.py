@@ -1,10 +1,14 @@
-"""Look, before training or testing, at what a detector's config names: at what would fail hours later, or go wrong unnoticed.
+"""Check a detector's data and work directory before training or testing, for what would fail hours later or go wrong unnoticed.
 
     python tools/preflight.py CONFIG [--decode]
 
-``train.py``, ``test.py`` and ``demo.py`` begin with it. A data set needs an annotation file, its categories in the order of the classes,
-objects to learn from, segmentations where masks are learned or scored, and images that exist and can be decoded. The work directory needs
-free space for the checkpoints. It reads the head of each image, the end of a JPEG and the checksums of a PNG; with ``--decode``, all of it.
+``train.py``, ``test.py`` and ``demo.py`` begin with this check; ``--no-preflight`` leaves it out. mmdet's own commands begin with it where
+a config has ``custom_hooks = [dict(type='PreflightHook')]``.
+
+It looks at what mmdet's loader and COCO's evaluation need of the annotation files, at the images, and at what must agree: heads, classes,
+categories, the files of the data set and of the evaluator, training and validation images, the schedules of a checkpoint and of the config.
+It refuses what cannot be meant, and tells what may be. It reads each image's head, a JPEG's end and a PNG's checksums, and decodes a few
+images of each kind; ``--decode`` decodes them all.
 """
 
 import argparse

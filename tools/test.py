@@ -1,8 +1,8 @@
-"""The installed test.py of mmdet, or of mmpretrain for a classifier's config, with this package imported; all of its options work.
+"""Run the installed test.py of mmdet, or of mmpretrain for a classifier's config, with this package imported and all its options.
 
     python tools/test.py --help
 
-Checkpoints are read as data.
+Checkpoints are read as data. Data and config are checked first; ``--no-preflight`` leaves that out.
 """
 
 from fca_mmdet.command import command

@@ -16,15 +16,16 @@ from ..checkpoint import refuse_pickled_code
 from ..configs import read_config
 from ..errors import UserError
 from . import preflight
+from .preflight_hook import PreflightHook
 
 
 def launch(script: str) -> None:
-    """Run ``train.py`` or ``test.py`` of the config's ``default_scope`` with this process's arguments; checkpoints are read as data.
+    """Run ``train.py`` or ``test.py`` of the config's ``default_scope`` with this process's arguments. Checkpoints are read as data.
 
-    A config of mmdet's is checked first, as these arguments change it; of several processes, the first does that.
+    Before that, the first process checks a config for mmdet, with the changes of ``--cfg-options``, unless there is ``--no-preflight``.
 
     Raises:
-        UserError: a config without a model or for a library that is not installed, or something that ``preflight.check`` refuses.
+        UserError: the config has no model, its library is not installed, or ``preflight.check`` refuses it.
     """
     paths = [argument for argument in sys.argv[1:] if argument.endswith('.py') and Path(argument).is_file()]
     cfg = read_config(paths[0]) if paths else Config()
@@ -35,12 +36,23 @@ def launch(script: str) -> None:
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument('--launcher')
     parser.add_argument('--work-dir')
+    parser.add_argument('--resume', nargs='?', const='auto')
+    parser.add_argument('--auto-scale-lr', action='store_true')
+    parser.add_argument('--no-preflight', action='store_true')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={})
     options, _ = parser.parse_known_args()
+    sys.argv = [argument for argument in sys.argv if argument != '--no-preflight']
+    if {'-h', '--help'} & {*sys.argv}:
+        print('--no-preflight leaves out the check of data and config. The other options:')
+    PreflightHook.enabled = False
     first = all(int(os.environ.get(rank, 0)) == 0 for rank in ('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK'))
-    if first and cfg.get('default_scope') == 'mmdet':
+    if first and cfg.get('default_scope') == 'mmdet' and not options.no_preflight:
         changed = cfg.copy()
         changed.merge_from_dict(options.cfg_options)
+        if options.resume is not None:
+            changed.resume, changed.load_from = True, None if options.resume == 'auto' else options.resume
+        if options.auto_scale_lr:
+            changed.merge_from_dict({'auto_scale_lr.enable': True})
         preflight.check(changed, ('train', 'val') if script == 'train.py' else ('test',), work_dir=options.work_dir)
     refuse_pickled_code()
     joined = options.launcher == 'pytorch' and get_device() == 'cpu'
@@ -48,11 +60,11 @@ def launch(script: str) -> None:
         _join_on_cpu(cfg)
     try:
         runpy.run_path(str(Path(found.origin).parent / '.mim' / 'tools' / script), run_name='__main__')
-    except OSError:  # such as a full disk in the middle of a training: a command would print it without its traceback
+    except OSError:  # such as a full disk during training: ``@command`` would leave out the traceback
         sys.excepthook(*sys.exc_info())
         sys.exit(1)
     if joined:
-        # One process in twelve aborts while libraries are unloaded (exit status -6), with all of its work done: end without that.
+        # After all of its work, one process in twelve aborts while it unloads libraries (exit status -6): do not unload them.
         atexit._run_exitfuncs()
         sys.stdout.flush()
         sys.stderr.flush()
@@ -60,10 +72,10 @@ def launch(script: str) -> None:
 
 
 def _join_on_cpu(cfg: Config) -> None:
-    """Join the processes that torchrun started with gloo, where mmengine would set the CUDA device of each."""
+    """Join torchrun's processes with gloo, since mmengine would set a CUDA device for each."""
     distributed.init_process_group('gloo')
     wrapper: dict[str, bool | None] = dict(device_ids=None)
-    if not cfg.get('model_wrapper_cfg'):  # mmengine's defaults, which it leaves to a config that has one
+    if not cfg.get('model_wrapper_cfg'):  # mmengine's own defaults, which it does not apply to a config with a wrapper
         wrapper.update(broadcast_buffers=False, find_unused_parameters=cfg.get('find_unused_parameters', False))
-    # Before this process's own options, which overrule them.
+    # Put before the user's options, so that those win.
     sys.argv[1:1] = [f'--cfg-options=model_wrapper_cfg.{name}={value}' for name, value in wrapper.items()]

@@ -1,11 +1,14 @@
 """Data, images and work directories that are not as they should be: a clear error before any training time is spent, or they work."""
 
+import gc
 import json
 import resource
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import cv2
@@ -13,15 +16,16 @@ import mmcv
 import numpy as np
 import pytest
 import torch
-from helpers import TINY, TOOLS, ending
-from mmdet.registry import DATASETS, METRICS, MODELS
+from coco_folder import configure, look
+from helpers import TOOLS, ending
+from mmdet.registry import DATASETS, METRICS
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
 from fca_mmdet import UserError
-from fca_mmdet.lab.data import read_classes
-from fca_mmdet.lab.shapes import CLASSES, make_shapes
-from fca_mmdet.training import preflight
+from fca_mmdet.lab.data import read_folder
+from fca_mmdet.lab.shapes import CLASSES
+from fca_mmdet.training import images, preflight
 
 NAMES = list(CLASSES)
 
@@ -131,11 +135,17 @@ DATA = {
     'no annotations': nothing(TRAIN, 0, 0),
     'no images to score': nothing(VAL, 0, 0),
     'no annotations to score': nothing(VAL, 2, 0),
-    'no categories': f"preflight: {TRAIN} cannot be read by CocoDataset: KeyError('categories')",
+    'no categories': (
+        "preflight: data/annotations/train.json has no 'categories' that are a list of objects: a COCO file has images, annotations and "
+        'categories'
+    ),
     'crowds alone': nothing(TRAIN, 3, 19),
     'boxes without area alone': nothing(TRAIN, 3, 19),
     'every second box without area': 'works without them: 3 images, 9 of 19 annotations',
-    'every second box not a number': 'works without them: 3 images, 9 of 19 annotations',
+    'every second box not a number': (
+        'preflight: annotations[0] of data/annotations/train.json has bbox=[nan, nan, nan, nan] (10 of 19 are at fault): write [x, y, '
+        'width, height] in pixels, four finite numbers'
+    ),
     'every second box outside the image': 'works without them: 3 images, 9 of 19 annotations',
     'every second annotation of no category': 'works without them: 3 images, 9 of 19 annotations',
     'no segmentations': f'preflight: 19 of 19 annotations of {TRAIN} have no segmentation, and masks are used',
@@ -160,23 +170,6 @@ DATA = {
     'images with an alpha channel': 'works without it',
 }
 """What ``preflight.py config.py`` says; ``train.py``, ``test.py`` and ``demo.py`` begin with the same check."""
-
-
-@pytest.fixture(scope='module')
-def origin(tmp_path_factory) -> Path:
-    """Three images to train on and two to score, 19 and 14 annotations; and the config."""
-    folder = tmp_path_factory.mktemp('origin')
-    make_shapes(folder / 'data', train=3, val=2)
-    (folder / 'config.py').write_text(f'_base_ = {str(TINY)!r}\n')
-    return folder
-
-
-@pytest.fixture
-def folder(origin, tmp_path, monkeypatch) -> Path:
-    """A copy to break, and to be in."""
-    shutil.copytree(origin, tmp_path / 'here')
-    monkeypatch.chdir(tmp_path / 'here')
-    return tmp_path / 'here'
 
 
 def break_data(case: str) -> None:
@@ -226,15 +219,15 @@ def score_of_the_truth() -> float:
 def test_labels_are_the_categories_whatever_their_ids(case, folder):
     break_data(case)
     assert score_of_the_truth() == 1
-    assert read_classes(Path('data')) == NAMES
+    assert read_folder(Path('data')).classes == NAMES
 
 
 def test_labels_are_exchanged_where_two_files_list_the_categories_in_two_orders(folder):
     """Which is why it is refused."""
     break_data('categories of the splits in two orders')
     assert score_of_the_truth() < 0.9
-    with pytest.raises(UserError, match='the splits of data differ in their categories'):
-        read_classes(Path('data'))
+    with pytest.raises(UserError, match='the splits of data need the same categories in one order'):
+        read_folder(Path('data'))
 
 
 @pytest.mark.parametrize('case', ['grayscale images', '16-bit images', '16-bit grayscale images', 'images with an alpha channel'])
@@ -255,26 +248,40 @@ def test_a_data_set_within_wrappers_is_found(folder, capsys):
     assert ending('preflight.py wrapped.py', capsys) == UNDECODED
 
 
-def test_what_only_decoding_finds(folder, capsys):
-    """A JPEG file with a head and an end, and nothing between."""
-    path = Path('data', 'images', 'train_0000.png')
-    content = as_jpeg(path)
-    path.write_bytes(content[: content.index(b'\xff\xda')] + b'\xff\xd9')
+def test_what_only_decoding_finds(folder, capsys, monkeypatch):
+    """A JPEG file with a head and an end, and nothing between, after those that are decoded anyway."""
+    monkeypatch.setattr(images, 'SAMPLES', 2)
+    for number in range(3):
+        path = Path('data', 'images', f'train_000{number}.png')
+        content = as_jpeg(path)
+        path.write_bytes(content[: content.index(b'\xff\xda')] + b'\xff\xd9' if number == 2 else content)
     assert ending('preflight.py config.py', capsys) == 'works'
-    assert ending('preflight.py config.py --decode', capsys) == UNDECODED
+    assert ending('preflight.py config.py --decode', capsys) == UNDECODED.replace('0000', '0002')
+    monkeypatch.undo()
+    monkeypatch.chdir(folder)
+    assert ending('preflight.py config.py', capsys) == UNDECODED.replace('0000', '0002')
 
 
-def test_the_checkpoints_to_come(folder):
-    cfg = Config.fromfile('config.py')
-    weights = sum(value.numel() * value.element_size() for value in MODELS.build(cfg.model).state_dict().values())
-    assert preflight.checkpoint_bytes(cfg) == 3 * weights
-    for train_cfg, hook, count in [
-        (dict(max_iters=800), dict(by_epoch=False, interval=100, max_keep_ckpts=2), 2),
-        (dict(max_iters=800), dict(by_epoch=False, interval=100), 8),
-        (dict(max_epochs=12), dict(interval=1), 12),
-        (dict(max_epochs=12), dict(interval=-1), 1),
-    ]:
-        assert preflight.checkpoints_to_keep(Config(dict(train_cfg=train_cfg, default_hooks=dict(checkpoint=hook)))) == count
+def test_progress_is_shown_where_it_takes_long(folder, capsys, monkeypatch):
+    assert look(capsys) == []
+    seen = images.look
+    monkeypatch.setattr(images, 'look', lambda *arguments: (time.sleep(0.05), seen(*arguments))[1])
+    monkeypatch.setattr(preflight, 'INTERVAL', 0.01)
+    said = look(capsys)
+    assert 'looking at data/annotations/train.json' in said
+    assert all(line.startswith('looking at ') for line in said)
+
+
+@pytest.mark.parametrize('case', ['category ids with gaps', 'no annotations'])
+def test_what_it_leaves_as_it_was(case, folder, capsys):
+    """The config, and Python's garbage collector."""
+    break_data(case)
+    cfg = configure()
+    before = cfg.pretty_text
+    with nullcontext() if DATA[case] == 'works' else pytest.raises(UserError):
+        preflight.check(cfg, work_dir='work')
+    assert cfg.pretty_text == before
+    assert gc.isenabled()
 
 
 slow = pytest.mark.slow
