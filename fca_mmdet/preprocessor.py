@@ -54,8 +54,10 @@ class CanvasDetDataPreprocessor(DetDataPreprocessor):
         for sample, (h, w) in zip(samples or [], canvases, strict=False):
             own = sample.img_shape
             sample.set_metainfo(dict(batch_input_shape=(height + below, width + right), pad_shape=(max(h, own[0]), max(w, own[1]))))
-        if samples and self.pad_mask and training:
-            self.pad_gt_masks(samples)
+        if samples and training:
+            for asked, pad in ((self.pad_mask, self.pad_gt_masks), (self.pad_seg, self.pad_gt_sem_seg)):
+                if asked:
+                    pad(samples)
         return data
 
 

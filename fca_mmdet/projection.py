@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from .dct import projection_maps
 from .frequency import Frequency
@@ -98,8 +100,8 @@ def cached_projection_maps(
     device: torch.device,
 ) -> Tensor:
     """Compute ``projection_maps`` in ``dtype`` once per size; all attentions share them. Read only."""
-    # A map made in inference mode could not be used by a later training step.
-    with torch.inference_mode(False), torch.no_grad():
+    # A map made in inference mode could not be used by a later training step, nor one made under a mode such as FakeTensorMode.
+    with torch.inference_mode(False), torch.no_grad(), _disable_current_modes():
         return projection_maps(frequencies, grid, height, width, device).to(dtype)
 
 
@@ -108,7 +110,7 @@ def maps_for(frequencies: tuple[Frequency, ...], grid: tuple[int, int], x: Tenso
     if valid is not None:
         return valid.maps(frequencies, grid, x)
     height, width = x.shape[2:]
-    if is_symbolic():
+    if is_symbolic() or isinstance(x, FakeTensor):
         return projection_maps(frequencies, grid, height, width, x.device).to(x.dtype)
     return cached_projection_maps(frequencies, grid, height, width, x.dtype, x.device)
 

@@ -7,7 +7,7 @@ An attention holds its squeeze as ``dct_layer``, the name in published checkpoin
 checkpoints it refuses. To add a basis, write a class and enter it in ``BASES``.
 """
 
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from typing import Any, ClassVar
 
 import torch
@@ -53,14 +53,28 @@ class Squeeze(nn.Module):
         """The (u, v) pair of each group."""
         return self.configured
 
+    def settings(self) -> dict[str, str]:
+        """Return the arguments that the weights after this squeeze are trained for, as texts, if the state does not show them."""
+        return {}
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        """Store the settings beside torch's version number: state dicts keep the keys of published weights."""
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        getattr(destination, '_metadata', {}).get(prefix[:-1], {}).update(self.settings())
+
     def _load_from_state_dict(self, state_dict: MutableMapping[str, Tensor], prefix: str, *args: Any) -> None:
-        """Refuse a search that selects other frequencies than configured. torch and mmengine call this for each module."""
+        """Refuse weights of another grid or other frequencies than configured. torch and mmengine call this for each module."""
         check_selection(state_dict, prefix, self)
+        check_settings(args[0], prefix, self)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 class Projected(Squeeze):
     """A squeeze of each group with one map."""
+
+    def settings(self) -> dict[str, str]:
+        """Return the grid."""
+        return {'dct_size': str(self.grid)}
 
     def maps(self, x: Tensor, valid: ValidPart | None = None) -> Tensor:
         """Return each group's map for the size, dtype and device of ``x``: ``[F, H, W]``, or ``[N, F, H, W]`` with ``valid``. Read only."""
@@ -78,6 +92,10 @@ class FixedDct(Projected):
         >>> FixedDct(2, (7, 7), (Frequency(0, 0),))(torch.ones(1, 2, 9, 13))  # sqrt(7 * 7) times the mean
         tensor([[7.0000, 7.0000]])
     """
+
+    def settings(self) -> dict[str, str]:
+        """Return the grid and the frequencies."""
+        return {**super().settings(), 'frequencies': str([tuple(pair) for pair in self.configured])}
 
     def maps(self, x: Tensor, valid: ValidPart | None = None) -> Tensor:
         """Return the maps of the DCT components, ``[F, H, W]`` or ``[N, F, H, W]``."""
@@ -262,6 +280,7 @@ class SearchedDct(Projected):
                 f"{prefix}weight is {describe_basis(stored)} in the checkpoint, but basis='searched' in the configuration: start from "
                 'weights without attention, such as torchvision://resnet50, or from those of a search'
             )
+        check_settings(args[0], prefix, self)
         nn.Module._load_from_state_dict(self, state_dict, prefix, *args)
 
 
@@ -289,6 +308,16 @@ def check_selection(state_dict: MutableMapping[str, Tensor], prefix: str, squeez
         )
     for name in ('logits', 'temperature'):
         state_dict.pop(f'{prefix}selection.{name}', None)
+
+
+def check_settings(metadata: Mapping[str, Any], prefix: str, squeeze: Squeeze) -> None:
+    """Refuse weights that were saved by a squeeze with other settings. Published ones have none."""
+    for key, own in squeeze.settings().items():
+        if metadata.get(key, own) != own:
+            raise CheckpointError(
+                f'{prefix[:-1]} has {key}={metadata[key]} in the checkpoint, but {own} in the configuration: configure what the checkpoint '
+                'has, or use other weights'
+            )
 
 
 BASES: dict[str, type[Squeeze]] = {

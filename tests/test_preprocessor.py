@@ -1,8 +1,10 @@
 import mmcv
 import numpy as np
 import pytest
+import torch
 from helpers import MEAN, STD, batch, images
 from mmdet.registry import MODELS
+from mmengine.structures import PixelData
 
 from fca_mmdet import CanvasDetDataPreprocessor, OrientedDetDataPreprocessor
 
@@ -35,6 +37,21 @@ def test_every_image_is_normalised_and_then_padded_to_its_canvas(shapes, canvas,
         if training:
             assert sample.gt_instances.masks.masks.shape == (2, *canvas)
             assert sample.gt_instances.masks.masks.sum() == 2 * h * w
+
+
+@pytest.mark.parametrize('training', [True, False])
+def test_semantic_maps_are_padded_as_the_images_are(training):
+    shapes = [(30, 60), (70, 40)]
+    data = batch(*shapes)
+    for sample, (h, w) in zip(data['data_samples'], shapes, strict=True):
+        sample.gt_sem_seg = PixelData(sem_seg=torch.ones(1, h, w, dtype=torch.long))
+    out = preprocessor(pad_mask=False, pad_seg=True)(data, training)
+    assert out['inputs'].shape[2:] == (70, 70)
+    for sample, (h, w) in zip(out['data_samples'], shapes, strict=True):
+        expected = np.ones((1, h, w), int)
+        if training:  # in test mmdet leaves them as they are
+            expected = np.pad(expected, ((0, 0), (0, 70 - h), (0, 70 - w)), constant_values=255)
+        np.testing.assert_array_equal(sample.gt_sem_seg.sem_seg.numpy(), expected)
 
 
 def test_an_image_beyond_the_canvas_keeps_its_size():

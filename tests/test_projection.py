@@ -2,6 +2,7 @@ import numpy as np
 import oracle
 import pytest
 import torch
+from torch._subclasses import FakeTensor, FakeTensorMode
 from torch.nn import functional as F
 
 from fca_mmdet import FREQUENCY_SETS, Frequency, MultiSpectralAttention
@@ -53,6 +54,25 @@ def test_maps_are_cached_within_bounds_and_usable_for_training_after_inference()
     for width in range(1, CACHED_MAPS + 20):
         cached_projection_maps(FREQUENCY_SETS['low2'], (7, 7), 1, width, torch.float32, torch.device('cpu'))
     assert cached_projection_maps.cache_info().currsize == CACHED_MAPS
+
+
+@pytest.mark.parametrize('options', [{}, dict(allow_non_fake_inputs=True)])
+def test_a_forward_on_fake_tensors_leaves_none_in_the_cache(options):
+    """As a memory estimator runs one: before or after a real forward of the same size, both see what they would alone."""
+    attention, x = MultiSpectralAttention(16), torch.rand(2, 16, 5, 6)
+    expected = attention(x)
+    for emptied in (True, False):
+        if emptied:
+            cached_projection_maps.cache_clear()
+        with FakeTensorMode(**options) as mode:
+            fake = MultiSpectralAttention(16)(mode.from_tensor(x))
+            assert isinstance(fake, FakeTensor)
+            assert fake.shape == x.shape
+            if options:  # real tensors under the mode
+                assert isinstance(attention(x), FakeTensor)
+        out = attention(x)
+        assert type(out) is torch.Tensor
+        torch.testing.assert_close(out, expected)
 
 
 @pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])

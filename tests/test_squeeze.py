@@ -3,6 +3,7 @@
 import copy
 import math
 import pickle
+import re
 
 import numpy as np
 import oracle
@@ -24,6 +25,7 @@ from helpers import (
 )
 from mmengine.model import ExponentialMovingAverage
 from mmengine.optim import build_optim_wrapper
+from mmengine.runner.checkpoint import get_state_dict, load_checkpoint, weights_to_cpu
 from torch import nn
 from torch.nn import functional as F
 
@@ -298,6 +300,44 @@ def test_a_learned_basis_of_another_grid_is_an_error():
     state = MultiSpectralAttention(64, 28, basis='learned_dct').state_dict()
     with pytest.raises(CheckpointError, match=r'is \[64, 28, 28\] in the checkpoint, but \[64, 14, 14\] in the .*: set dct_size to the'):
         MultiSpectralAttention(64, 14, basis='learned_dct').load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    ('basis', 'options', 'says'),
+    [
+        ('dct', dict(dct_size=28), 'dct_layer has dct_size=(14, 14) in the checkpoint, but (28, 28) in the configuration: '),
+        (
+            'dct',
+            dict(frequencies=[(0, 0), (0, 1)]),
+            'dct_layer has frequencies=[(0, 0), (1, 0)] in the checkpoint, but [(0, 0), (0, 1)]',
+        ),
+        (
+            'searched',
+            dict(dct_size=28),
+            'dct_layer has dct_size=(14, 14) in the checkpoint, but (28, 28) in the configuration: configure what',
+        ),
+    ],
+)
+@pytest.mark.parametrize('stored_by', ['torch', 'mmengine'])
+def test_weights_that_were_saved_with_another_grid_or_other_frequencies_are_refused(basis, options, says, stored_by, tmp_path):
+    def detector(**changed) -> nn.Module:
+        attention = MultiSpectralAttention(64, **dict(dct_size=14, frequencies=[(0, 0), (1, 0)], basis=basis) | changed)
+        return nn.ModuleDict({'neck': nn.Sequential(nn.Identity(), attention)})
+
+    path = str(tmp_path / 'weights.pth')
+    state = detector().state_dict() if stored_by == 'torch' else weights_to_cpu(get_state_dict(detector()))
+    assert not any('dct_size' in key for key in state)
+    torch.save(dict(state_dict=state), path)
+
+    def load(model: nn.Module) -> None:
+        if stored_by == 'torch':
+            model.load_state_dict(torch.load(path, weights_only=True)['state_dict'])
+        else:
+            load_checkpoint(model, path)
+
+    load(detector())
+    with pytest.raises(CheckpointError, match=rf'^neck.1.{re.escape(says)}'):
+        load(detector(**options))
 
 
 @pytest.mark.parametrize('frequencies', ['top16', [(0, 0)]])

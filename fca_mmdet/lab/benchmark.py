@@ -1,10 +1,9 @@
 """Benchmark backbones with their attentions, a detector with each of them, the layer alone, and both forms of a folded block."""
 
-import resource
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
-from typing import Any, cast
+from typing import Any
 from unittest.mock import patch
 
 import torch
@@ -17,7 +16,9 @@ from torch import Tensor, nn
 
 from .. import EfficientChannelAttention, FcaBottleneck, FcaResNet, MultiSpectralAttention, SqueezeExcitation, folding
 from ..detector import build_detector
-from .timing import Setting, in_turns, rounds, seconds, summary, workers
+from . import cost
+from .cost import describe_setting, measure_table
+from .timing import Setting, in_turns, workers
 
 BACKBONES: dict[str, Callable[..., ResNet]] = {
     'ResNet': ResNet,
@@ -30,77 +31,15 @@ BACKBONES: dict[str, Callable[..., ResNet]] = {
 }
 """The backbones to compare. ResNet is the first: ratios are to it."""
 RECORDED = [name for name in BACKBONES if 'ignoring' not in name]
-ROUNDS_PER_PROCESS = 3
-MODES = {
-    'inference': (1e3, 'ms', 'inference'),
-    'training': (1e3, 'ms', 'training step'),
-    'saved': (2**-20, 'MiB', 'kept for backward'),
-    'peak': (2**-20, 'MiB', 'peak memory of the process'),
-}
-"""For each measure, the factor from seconds or bytes to its unit, the unit, and the title of its panel."""
 
 
-class Subject:
-    """One backbone under one setting, with a method for each measurement."""
+class Subject(cost.Subject):
+    """One of ``BACKBONES`` under one setting."""
 
-    def __init__(self, name: str, setting: Setting):
-        torch.set_num_threads(setting.threads)
-        torch.manual_seed(0)
+    def build(self, name: str) -> nn.Module:
+        """Build the backbone, with the first stage frozen."""
         MMLogger.get_instance('mmengine', log_level='ERROR')
-        self.setting = setting
-        self.model: nn.Module = BACKBONES[name](depth=setting.depth, frozen_stages=1, norm_eval=True)
-        for module in self.model.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                nn.init.uniform_(module.weight, 0.1, 0.5)
-                nn.init.normal_(module.bias, 0, 0.2)
-                nn.init.normal_(cast(Tensor, module.running_mean), 0, 0.2)
-                nn.init.uniform_(cast(Tensor, module.running_var), 0.3, 2)
-        self.model.to(setting.device, memory_format=setting.memory_format).train()
-        self.x = torch.randn(setting.batch, 3, *setting.size, device=setting.device).to(memory_format=setting.memory_format)
-        self.run: Callable[[Tensor], Sequence[Tensor]] = torch.compile(self.model) if setting.compile else self.model
-
-    def _forward(self) -> Sequence[Tensor]:
-        dtype = self.setting.dtype
-        with torch.autocast(self.x.device.type, getattr(torch, dtype), enabled=dtype != 'float32'):
-            return self.run(self.x)
-
-    @torch.inference_mode()
-    def inference(self) -> float:
-        """Time one forward pass, in seconds."""
-        return seconds(self._forward, self.x.device)
-
-    def training(self) -> float:
-        """Time one forward and backward pass, in seconds."""
-        self.model.zero_grad()
-        return seconds(lambda: torch.stack([feature.mean() for feature in self._forward()]).sum().backward(), self.x.device)
-
-    def saved(self) -> float:
-        """Count the bytes that a forward pass keeps for backward, without parameters and buffers."""
-        kept: dict[int, int] = {}
-        own = {tensor.untyped_storage().data_ptr() for tensor in [*self.model.parameters(), *self.model.buffers()]}
-
-        def note(tensor: Tensor) -> Tensor:
-            storage = tensor.untyped_storage()
-            if storage.data_ptr() not in own:
-                kept[storage.data_ptr()] = storage.nbytes()
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            self._forward()
-        return float(sum(kept.values()))
-
-    def operators(self) -> dict[str, float]:
-        """Time a training step by operator, in seconds: the mean of three steps."""
-        with torch.profiler.profile() as profiler:
-            for _ in range(3):
-                self.training()
-        return {event.key: event.self_cpu_time_total / 3e6 for event in profiler.key_averages()}
-
-    def peak(self) -> float:
-        """Read the peak so far, in bytes: of CUDA's allocator, or of the process's resident memory."""
-        if self.x.is_cuda:
-            return float(torch.cuda.max_memory_allocated(self.x.device))
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
+        return BACKBONES[name](depth=self.setting.depth, frozen_stages=1, norm_eval=True)
 
 
 class Detector(Subject):
@@ -115,41 +54,6 @@ class Detector(Subject):
         data = demo_mm_inputs(setting.batch, shapes, num_items=[10] * setting.batch, num_classes=80, with_mask=True, device=setting.device)
         self.data = detector.data_preprocessor(data, training=True)
         self.run = lambda _: [detector.parse_losses(detector(**self.data, mode='loss'))[0]]
-
-
-def describe_setting(setting: dict) -> str:
-    """Describe a setting in words."""
-    switches = {'channels_last': 'channels_last', 'compile': 'compiled', 'keep_pages': 'allocator keeps pages'}
-    options = [words for name, words in switches.items() if setting[name]]
-    height, width = setting['size']
-    return ', '.join([f'depth {setting["depth"]}', f'{setting["batch"]} x 3 x {height} x {width}', setting['dtype'], *options])
-
-
-def measure_table(
-    setting: Setting, names: Sequence[str], times: Sequence[str], once: Sequence[str], repeats: int, kind: type[Subject] = Subject
-) -> dict:
-    """Measure and print one setting's table. The methods in ``times`` are called in every round, those in ``once`` at the end."""
-    series: dict[str, dict[str, list[float]]] = {action: {name: [] for name in names} for action in times}
-    starts = 1 if setting.compile else -(-repeats // ROUNDS_PER_PROCESS)
-    for start in range(starts):
-        count = (repeats + start) // starts  # these add up to repeats
-        with workers(names, setting, kind) as ask:
-            for action in times:
-                label = f'processes {start + 1} of {starts}, {action}'
-                for name, values in rounds(partial(ask, action), count, label).items():
-                    series[action][name] += values
-            last = {action: ask(action) for action in once if start == starts - 1}
-    series |= {action: {name: [value] for name, value in answers.items()} for action, answers in last.items()}
-    table = {action: summary(values) for action, values in series.items()}
-    print(f'\n{describe_setting(asdict(setting))}')
-    for name in names:
-        cells = []
-        for mode, rows in table.items():
-            (scale, unit, _), row = MODES[mode], rows[name]
-            spread = '' if mode in once else f' ({row["quartiles"][0]:.2f} - {row["quartiles"][1]:.2f})'
-            cells.append(f'{mode} {row["median"] * scale:6.0f} {unit} {row["ratio"]:.2f}{spread}')
-        print(f'  {name:16} ' + '   '.join(cells), flush=True)
-    return {'setting': asdict(setting), 'repeats': repeats, 'table': table}
 
 
 def measure_operators(setting: Setting, names: Sequence[str]) -> list[dict]:
@@ -220,11 +124,12 @@ def measure_forms(setting: Setting, repeats: int) -> list[dict]:
 MEASURED: dict[str, Callable[[Setting, Sequence[str], int], list[dict]]] = {
     # The compiler chooses what compiled code keeps for backward.
     'backbones': lambda setting, names, repeats: [
-        measure_table(setting, names, ['inference', 'training'], ['peak'] if setting.compile else ['peak', 'saved'], repeats)
+        measure_table(setting, names, ['inference', 'training'], ['peak'] if setting.compile else ['peak', 'saved'], repeats, Subject)
     ],
     'operators': lambda setting, names, repeats: measure_operators(setting, names),
     'sizes': lambda setting, names, repeats: [
-        measure_table(replace(setting, size=(side, side)), names, ['inference'], [], repeats) for side in (320, 480, 640, 800, 1120, 1600)
+        measure_table(replace(setting, size=(side, side)), names, ['inference'], [], repeats, Subject)
+        for side in (320, 480, 640, 800, 1120, 1600)
     ],
     'attention': lambda setting, names, repeats: measure_attention(setting, repeats),
     'forms': lambda setting, names, repeats: measure_forms(setting, repeats),

@@ -63,7 +63,7 @@ def adapt_config(cfg: Config, folder: Folder) -> None:
         parts = list(_find_dicts(cfg.get(f'{split}_dataloader')))
         sets = [part for part in parts if 'ann_file' in part]
         if len(sets) != 1:
-            raise UserError(f'{split}_dataloader has {len(sets)} data sets with an ann_file, and --data replaces one: choose another config')
+            raise UserError(f'{split}_dataloader has {len(sets)} data sets with an ann_file: --data needs a config with one')
         sets[0].update(data_root=f'{folder.path}/', ann_file=file, data_prefix=dict(img='images/'), metainfo=dict(classes=folder.classes))
         for step in parts:
             step.update({key: _limit(step[key], folder.side) for key in ('scale', 'scales') if step.get(key)})

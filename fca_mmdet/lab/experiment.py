@@ -1,6 +1,7 @@
 """Run a plan of experiments on this machine or on Ray, go on after an interruption, and keep the results up to date."""
 
 import json
+import os
 import statistics
 import threading
 import time
@@ -10,6 +11,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pandas as pd
+import torch
 import yaml
 from rich.console import Console
 from rich.live import Live
@@ -18,8 +20,9 @@ from rich.table import Table
 from ..configs import CONFIGS
 from ..errors import UserError
 from ..files import write_whole
-from .plan import is_decided, read_finished, read_plan, write_chosen
-from .runs import Run, fraction_done, is_running, train_once, write_configs
+from .data import read_folder
+from .plan import SHAPES, SINGLES, is_decided, read_finished, read_plan, write_chosen
+from .runs import Run, configure, fraction_done, is_running, train_once, write_configs
 from .shapes import make_shapes
 
 ONE_THREAD = {'OMP_NUM_THREADS': '1'}
@@ -42,17 +45,22 @@ def run_plan(
     out = (out or Path('work_dirs/experiments', path.stem)).resolve()
     if unknown := set(only or ()) - entries['runs'].keys():
         raise UserError(f'--only {", ".join(sorted(unknown))}: the runs of {path} are {", ".join(entries["runs"])}')
-    if data is None and entries.get('data') == 'shapes':
-        data = out / 'shapes'
-        make_shapes(data)
-    write_whole(out / 'plan.yml', yaml.safe_dump(entries, sort_keys=False))
-    failed = []
+    if seeds is not None and seeds < 1:
+        raise UserError(f'--seeds {seeds}: give 1 or more')
     with submitting as submit:
-        for decided in (True, False):
-            stage = [name for name in only or entries['runs'] if is_decided(entries['runs'][name]) is decided]
-            if stage:
-                runs = write_configs(stage, entries, out, data and data.resolve(), options, seeds)
-                failed += run_all(runs, entries, out, submit)
+        if data is None and entries.get('data') == SHAPES:
+            data = out / SHAPES
+            make_shapes(data)
+        folder = read_folder(data.resolve()) if data else None
+        names = only or list(entries['runs'])
+        first = [name for name in names if is_decided(entries['runs'][name])]
+        last = [name for name in names if name not in first]
+        for name in last:  # to find a mistake before the first stage has run: with as many frequencies as will be chosen
+            configure(name, entries, folder, options, [*SINGLES.values()][: entries['runs'][name].get('best', 0)] or None)
+        write_whole(out / 'plan.yml', yaml.safe_dump(entries, sort_keys=False))
+        failed = []
+        for stage in filter(None, (first, last)):
+            failed += run_all(write_configs(stage, entries, out, folder, options, seeds), entries, out, submit)
     if entries.get('singles') and not only:
         write_chosen(entries, out)
     print(f'{out / "results.csv"}\nnext: python tools/report.py {out}')
@@ -62,8 +70,17 @@ def run_plan(
 
 @contextmanager
 def submit_here(jobs: int, devices: Sequence[str]) -> Iterator[Submit]:
-    """Train on this machine: one run at a time on each device, or ``jobs`` on its CPU. A device that is listed twice takes two."""
-    free = [{'CUDA_VISIBLE_DEVICES': device} for device in devices] or [ONE_THREAD] * jobs
+    """Train on this machine: one run at a time on each device, or ``jobs`` on its CPU. A device that is listed twice takes two.
+
+    Devices are numbered as this process sees them: with CUDA_VISIBLE_DEVICES=2,3 device 0 is the machine's 2.
+    """
+    if jobs < 1:
+        raise UserError(f'--jobs {jobs}: give 1 or more')
+    visible = [name.strip() for name in os.environ.get('CUDA_VISIBLE_DEVICES', '').split(',') if name.strip()]
+    count = torch.cuda.device_count()
+    if absent := [device for device in devices if device not in map(str, range(count))]:
+        raise UserError(f'--devices {absent[0]}: this process sees {count} GPUs; they are numbered from 0, also under CUDA_VISIBLE_DEVICES')
+    free = [{'CUDA_VISIBLE_DEVICES': visible[int(device)] if visible else device} for device in devices] or [ONE_THREAD] * jobs
     own = threading.local()  # each thread of the pool has one device for all its runs
 
     def take_device() -> None:
@@ -83,6 +100,8 @@ def submit_to_ray(address: str, gpus: float) -> Iterator[Submit]:
         import ray
     except ModuleNotFoundError as error:
         raise UserError("--ray needs Ray: pip install 'fca_mmdet[ray]'") from error
+    if gpus < 0 or (address == 'local' and gpus > torch.cuda.device_count()):
+        raise UserError(f'--gpus {gpus:g}: this machine has {torch.cuda.device_count()} GPUs')  # Ray would wait for more without a word
     ray.init(address=None if address == 'local' else address, log_to_driver=False, include_dashboard=False)
     task = ray.remote(num_cpus=1, num_gpus=gpus)(train_once)
     try:
@@ -102,7 +121,11 @@ def run_all(runs: Sequence[Run], plan: dict, out: Path, submit: Submit) -> list[
         while futures:
             for future in wait(futures, timeout=5, return_when=FIRST_COMPLETED).done:
                 run = futures.pop(future)
-                board.rows[run] = row = future.result()
+                try:
+                    row = future.result()
+                except Exception as error:  # such as a full disk, or a lost machine of Ray's: the other runs go on
+                    row = dict(name=run.name, seed=run.seed, error=f'{type(error).__name__}: {error}')
+                board.rows[run] = row
                 title = f'{run.name}, seed {run.seed}'
                 if 'error' in row:
                     console.print(f'{title} failed:\n{row["error"]}', markup=False, highlight=False)

@@ -78,14 +78,15 @@ def read_plan(path: Path) -> dict:
         raise UserError(f'{path} is not a plan: it needs runs, each a name with a config')
     plan.setdefault('baseline', next(iter(plan['runs'])))
     if 'singles' in plan:
-        singles = {name: {'seeds': 1, **plan['singles'], 'frequencies': [pair]} for name, pair in SINGLES.items()}
+        common = _check(f'singles of {path}', plan['singles'], {key: RUN[key] for key in ('config', 'options', 'seeds', 'baseline')})
+        singles = {name: {'seeds': 1, **common, 'frequencies': [pair]} for name, pair in SINGLES.items()}
         if other := next((name for name, run in singles.items() if plan['runs'].get(name, run) != run), None):
             raise UserError(f'{path} has singles, which make the run {other}, and another run of that name: rename it')
         plan['runs'] = singles | plan['runs']
+    plan['runs'] = {name: _check(f'the run {name} of {path}', run, RUN) for name, run in plan['runs'].items()}
     for name, run in plan['runs'].items():
         if not (isinstance(name, str) and re.fullmatch(r'\w[\w.+-]*', name)) or name == SHAPES:
-            raise UserError(f"{path} has a run named {name!r}: use letters, digits, '_', '.', '+' and '-', and quotes around a number")
-        plan['runs'][name] = run = _check(f'the run {name} of {path}', run, RUN)
+            raise UserError(f"{path} has a run named {name!r}: use letters, digits (in quotes), '_', '.', '+' and '-', and not {SHAPES}")
         if 'config' not in run:
             raise UserError(f'the run {name} of {path} has no config: name one, such as small/mask-rcnn_fca-r18_fpn_small-heads.py')
         _check(f'published of the run {name} of {path}', run.get('published', {}), PUBLISHED)
@@ -96,8 +97,8 @@ def read_plan(path: Path) -> dict:
         for key, other in {'baseline': plan['baseline'], **run}.items():
             if key in ('baseline', 'selected_by') and other not in plan['runs']:
                 raise UserError(f'the {key} {other} of the run {name} of {path} is not one of its runs: {shorten(list(plan["runs"]))}')
-        if not is_decided(plan['runs'].get(run.get('selected_by'), {})):
-            raise UserError(f'the run {name} of {path} is selected_by {run["selected_by"]}, which waits for others itself: name a search')
+        if 'selected_by' in run and not is_decided(plan['runs'][run['selected_by']]):
+            raise UserError(f'the run {name} of {path} is selected_by {run["selected_by"]}, which itself waits for others: name a search')
     return plan
 
 
@@ -162,7 +163,7 @@ def choose_frequencies(run: dict, plan: dict, out: Path) -> Any:
     if 'selected_by' in run:
         chosen = out / run['selected_by'] / 'seed-0' / CHOSEN
         if not chosen.exists():
-            raise UserError(f'the run {run["selected_by"]} has not written {chosen}: run it, or mend what its output.log says, and start again')
+            raise UserError(f'the run {run["selected_by"]} has not written {chosen}: run it, or see its output.log, and start again')
         return json.loads(chosen.read_text())['frequencies']
     return run.get('frequencies')
 
@@ -171,7 +172,7 @@ def rank_singles(plan: dict, out: Path) -> list[list[int]]:
     """Rank the 49 frequencies by the figure that each reaches alone, the highest first (the first step of FcaNet-TS)."""
     means = _mean_figures(SINGLES, plan, out)
     if missing := [name for name in SINGLES if name not in means]:
-        raise UserError(f'singles cannot be ranked without {missing[0]}: run it, or mend what its output.log says, and start again')
+        raise UserError(f'singles cannot be ranked without {missing[0]}: run it, or see its output.log, and start again')
     return [SINGLES[name] for name in sorted(SINGLES, key=lambda name: -means[name])]
 
 

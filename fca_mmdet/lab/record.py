@@ -11,7 +11,8 @@ import torch
 
 from ..errors import UserError
 from ..files import check_writable, write_whole
-from .benchmark import MEASURED, MODES, RECORDED, describe_setting
+from .benchmark import MEASURED, RECORDED
+from .cost import MODES, describe_setting
 from .evaluation_speed import measure_evaluation
 from .machine import machine, origin
 from .plots import plt, write_figure

@@ -2,8 +2,10 @@
 
 import fcntl
 import hashlib
+import inspect
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -18,21 +20,22 @@ import mmdet
 import mmengine
 import torch
 from mmengine.config import Config
+from mmengine.runner import Runner
 
-from ..configs import CONFIGS, config_path
+from ..configs import CONFIGS, config_path, read_config
 from ..detector import build_detector
 from ..errors import UserError
 from ..files import write_whole
 from ..frequency import resolve_frequencies
 from ..version import __version__
-from .data import adapt_config, read_classes
-from .log import read_scalars, read_steps
+from .data import Folder, adapt_config
+from .log import log_early, read_scalars, read_steps
 from .machine import machine
-from .plan import choose_frequencies
+from .plan import METRIC_ITEMS, choose_frequencies
 
 TRAIN = CONFIGS.parent / 'tools' / 'train.py'
-METRIC_ITEMS = ['mAP', 'mAP_50', 'mAP_75', 'mAP_s', 'mAP_m', 'mAP_l', 'AR@100', 'AR@300', 'AR@1000', 'AR_s@1000', 'AR_m@1000', 'AR_l@1000']
-"""All COCO figures, as mmdet names them."""
+SETTINGS = [*inspect.signature(Runner).parameters, 'compile', 'find_unused_parameters', 'model_wrapper_cfg', 'sync_bn']
+"""What a training reads of a config. Another entry is a variable from which others were computed, so a change of it would do nothing."""
 
 
 @dataclass(frozen=True)
@@ -51,40 +54,59 @@ class Run:
         return self.folder / 'result.json'
 
 
-def write_configs(names: Sequence[str], plan: dict, out: Path, data: Path | None, options: dict, seeds: int | None) -> list[Run]:
-    """Write the configs of a plan's runs with these ``names``, one for each seed. One that cannot be built is a ``UserError``.
+def configure(name: str, plan: dict, folder: Folder | None, options: dict, frequencies: Any) -> tuple[Config, dict[str, Any]]:
+    """Make the config of a plan's run, and the columns of its results that are known before it runs.
 
-    ``data``, a COCO-format folder, replaces the configs' own. ``options`` are added to the plan's, ``seeds`` replaces the plan's.
+    Args:
+        folder: replaces the config's own data.
+        options: added to the plan's.
+        frequencies: of its backbone; None leaves those of its config.
+
+    Raises:
+        UserError: the config cannot be made or built, or its evaluation does not give what the plan needs.
     """
-    classes = read_classes(data) if data else []
+    entry = plan['runs'][name]
+    merged = {**plan.get('options', {}), **entry.get('options', {}), **options}
+    if unread := [key for key in merged if key.partition('.')[0] not in SETTINGS]:
+        raise UserError(f'the run {name}: nothing reads the option {unread[0]}: its first part must be one of {", ".join(SETTINGS)}')
+    try:
+        cfg = read_config(entry['config'] if Path(entry['config']).is_file() else config_path(entry['config']))
+        if folder:
+            adapt_config(cfg, folder)
+        cfg.merge_from_dict({key: _as_tuple(value) for key, value in merged.items()})
+        if frequencies is not None:
+            cfg.model.backbone.frequencies = frequencies
+        model = build_detector(cfg)
+        log_early(cfg)
+        _make_resumable(cfg)
+        _score_all(cfg, plan)
+    except Exception as error:  # a config is code, so of any type
+        kind = '' if isinstance(error, UserError | OSError) else f'{type(error).__name__}: '
+        raise UserError(f'the run {name}: {kind}{error}') from error
+    hooks = [str(hook.get('type')) for hook in cfg.get('custom_hooks') or ()]
+    if any(run.get('selected_by') == name for run in plan['runs'].values()) and not any('FrequencySearchHook' in hook for hook in hooks):
+        raise UserError(f'the run {name} is to select frequencies, but its config has no FrequencySearchHook: add it to custom_hooks')
+    return cfg, dict(
+        digest=hashlib.sha256(cfg.pretty_text.encode()).hexdigest()[:12],
+        config=entry['config'],
+        frequencies=json.dumps(resolve_frequencies(cfg.model.backbone.get('frequencies', 'top16'))) if frequencies is not None else '',
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+    )
+
+
+def write_configs(names: Sequence[str], plan: dict, out: Path, folder: Folder | None, options: dict, seeds: int | None) -> list[Run]:
+    """Write the configs of a plan's runs with these ``names``, one for each seed. ``seeds`` replaces the plan's.
+
+    Raises:
+        UserError: as ``configure``, or a run of another config has begun in ``out``.
+    """
     runs = []
     for name in names:
         entry = plan['runs'][name]
-        frequencies = choose_frequencies(entry, plan, out)
-        try:
-            base = Config.fromfile(entry['config'] if Path(entry['config']).is_file() else config_path(entry['config']))
-            if data:
-                adapt_config(base, data, classes)
-            merged = {**plan.get('options', {}), **entry.get('options', {}), **options}
-            base.merge_from_dict({key: _as_tuple(value) for key, value in merged.items()})
-            if frequencies is not None:
-                base.model.backbone.frequencies = frequencies
-            model = build_detector(base)
-        except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
-            raise UserError(f'the run {name}: {error}') from error
-        for evaluator in (base.val_evaluator, base.test_evaluator):
-            evaluator.metric_items = METRIC_ITEMS
-        _make_resumable(base)
-        digest = hashlib.sha256(base.pretty_text.encode()).hexdigest()[:12]
-        facts = dict(
-            digest=digest,
-            config=entry['config'],
-            frequencies=json.dumps(resolve_frequencies(base.model.backbone.get('frequencies', 'top16'))) if frequencies is not None else '',
-            parameters=sum(parameter.numel() for parameter in model.parameters()),
-        )
+        base, facts = configure(name, plan, folder, options, choose_frequencies(entry, plan, out))
         for seed in range(seeds or entry.get('seeds', plan.get('seeds', 1))):
             run = Run(name, seed, out / name / f'seed-{seed}', facts, base.train_cfg.to_dict())
-            known = run.folder / 'digest'
+            known, digest = run.folder / 'digest', facts['digest']
             found = known.read_text() if known.exists() else digest
             if found != digest:
                 raise UserError(f'{run.folder} holds a run of another config ({found}, not {digest}): name another --out, or remove it')
@@ -112,6 +134,17 @@ def _make_resumable(cfg: Config) -> None:
         sampler.type = f'mmdet.Resumable{sampler.type}'
 
 
+def _score_all(cfg: Config, plan: dict) -> None:
+    """Ask for all COCO figures; refuse evaluators that do not give those that the plan needs."""
+    needed = {'bbox', plan.get('metric', 'bbox_mAP').partition('_')[0]}
+    for split in ('val', 'test'):
+        evaluator = cfg[f'{split}_evaluator']
+        given = evaluator.get('metric', 'bbox') if isinstance(evaluator, dict) and 'CocoMetric' in str(evaluator.get('type')) else ()
+        if not needed <= {*([given] if isinstance(given, str) else given)}:
+            raise UserError(f'{split}_evaluator must be one CocoMetric or FastCocoMetric with metric={sorted(needed)} for this plan')
+        evaluator.metric_items = METRIC_ITEMS
+
+
 def train_once(run: Run, variables: dict[str, str]) -> dict:
     """Train and evaluate in a process of its own, with ``variables`` added to its environment, from its last checkpoint on.
 
@@ -135,7 +168,10 @@ def train_once(run: Run, variables: dict[str, str]) -> dict:
             raise
     if process.returncode:
         return dict(name=run.name, seed=run.seed, error=(run.folder / 'output.log').read_text()[-1500:])
-    row = read_result(run) | dict(peak_memory_mib=usage.ru_maxrss // 1024)
+    try:
+        row = read_result(run) | dict(peak_memory_mib=usage.ru_maxrss // 1024)
+    except UserError as error:
+        return dict(name=run.name, seed=run.seed, error=str(error))
     write_whole(run.result, json.dumps(row, indent=2))
     return row
 
@@ -153,11 +189,18 @@ def is_running(run: Run) -> bool:
 
 
 def read_result(run: Run) -> dict:
-    """Collect the logged figures of a finished training, and the versions and the device that it ran on."""
+    """Collect the logged figures of a finished training, and the versions and the device that it ran on.
+
+    Raises:
+        UserError: it has logged no step or no COCO figures.
+    """
     steps = read_steps(run.folder)
-    figures = [entry for entry in read_scalars(run.folder) if any(key.startswith('coco/') for key in entry)][-1]
-    times = [entry['time'] for entry in steps]
-    here = machine('cuda' if torch.cuda.is_available() else 'cpu')
+    scored = [entry for entry in read_scalars(run.folder) if any(key.startswith('coco/') for key in entry)]
+    if not steps or not scored:
+        raise UserError(f'{run.folder} logged {"no COCO figures" if steps else "no step"}: see its output.log, remove it and start again')
+    figures, times, here = scored[-1], [entry['time'] for entry in steps], machine('cpu')
+    # As mmengine logs the environment: this process may see other devices than the training.
+    gpus = re.findall(r'^ +GPU 0[\d,]*: (.+)$', (run.folder / 'output.log').read_text(errors='replace'), re.MULTILINE)
     return {
         'name': run.name,
         'seed': run.seed,
@@ -170,7 +213,7 @@ def read_result(run: Run) -> dict:
         'fca_mmdet': __version__,
         **{module.__name__: module.__version__ for module in (torch, mmdet, mmengine, mmcv)},
         'python': here['python'],
-        'device': here['gpu'] or here['cpu'],
+        'device': gpus[-1] if gpus else here['cpu'],
         'finished': datetime.now().astimezone().isoformat(timespec='seconds'),
     }
 

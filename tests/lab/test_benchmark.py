@@ -36,7 +36,9 @@ def test_a_table_is_measured_printed_and_written(tmp_path):
         assert all(row['median'] > 0 for row in measured['table'][mode].values())
     # What SE keeps beyond ResNet is its input and its output's factor, at every block behind the frozen stage.
     assert measured['table']['saved']['+ SE']['ratio'] > 1.2
-    assert plt.imread(out.with_suffix('.png')).shape[:2] == (288, 1968)  # a row of four panels
+    height, width = plt.imread(out.with_suffix('.png')).shape[:2]
+    assert height == 288
+    assert abs(width - 1968) <= 2  # a row of four panels; it depends on the font
     assert '| + FCA, folded | ' in out.with_suffix('.md').read_text()
     assert sorted(path.name for path in out.parent.iterdir()) == ['cpu.json', 'cpu.md', 'cpu.png']
 

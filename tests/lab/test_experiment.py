@@ -10,9 +10,12 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
+import torch
+import yaml
 from helpers import TINY, TOOLS, load_command
 from made_up_results import finish, log
 from rich.console import Console
@@ -23,7 +26,7 @@ from fca_mmdet.lab.plan import read_plan
 from fca_mmdet.lab.runs import Run
 
 FOUR = {'train_cfg.max_iters': 4, 'train_cfg.val_interval': 4}
-ONE = {'train_cfg.max_iters': 1, 'train_cfg.val_interval': 1}
+ONE = {'train_cfg.max_iters': 1, 'train_cfg.val_interval': 1, 'default_hooks.logger.interval': 50}
 TOP16, LOW2 = {'config': str(TINY)}, {'config': str(TINY), 'frequencies': 'low2'}
 PLAIN = {'config': 'small/mask-rcnn_r50-thin_fpn_small-heads.py'}
 
@@ -34,9 +37,21 @@ PLAIN = {'config': 'small/mask-rcnn_r50-thin_fpn_small-heads.py'}
         (['none'], r'^experiment: .*plans/none.yml is not a plan: .*No such file or directory'),
         (['small', '--only', 'plain', 'plane'], r'^experiment: --only plane: the runs of .*small.yml are plain, se, '),
         (['small', '--data', 'none'], r'^experiment: .*none/annotations/train.json is missing: --data takes a folder with '),
+        (['small', '--seeds', '0'], r'^experiment: --seeds 0: give 1 or more$'),
+        (['small', '--jobs', '0'], r'^experiment: --jobs 0: give 1 or more$'),
+        (['small', '--devices', '0', '2'], r'^experiment: --devices 2: this process sees 2 GPUs; they are numbered from 0'),
+        (['small', '--devices', 'cuda:0'], r'^experiment: --devices cuda:0: this process sees 2 GPUs; they are numbered from 0'),
+        (['small', '--ray', '--gpus', '3'], r'^experiment: --gpus 3: this machine has 2 GPUs$'),
+        (['small', '--ray', '--gpus', '-1'], r'^experiment: --gpus -1: this machine has 2 GPUs$'),
+        (['waiting.yml', '--data', 'shapes'], r"^experiment: the run best: fca_mmdet has no config 'small/none.py'"),
     ],
 )
-def test_mistakes_end_the_command_before_training(arguments, message, tmp_path, monkeypatch):
+def test_mistakes_end_the_command_before_training(arguments, message, shapes, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
+    (tmp_path / 'shapes').symlink_to(shapes)
+    waiting = dict(singles={'config': str(TINY)}, runs={'best': {'config': 'small/none.py', 'best': 2}})  # for 49 trainings
+    (tmp_path / 'waiting.yml').write_text(yaml.safe_dump(waiting))
     monkeypatch.setattr(sys, 'argv', ['experiment.py', *arguments, '--out', str(tmp_path / 'out')])
     with pytest.raises(SystemExit, match=message):
         load_command('experiment').main()
@@ -98,6 +113,8 @@ def test_each_device_has_one_run_at_a_time(monkeypatch, tmp_path):
         return dict(seed=run.seed)
 
     monkeypatch.setattr(experiment, 'train_once', train)
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
+    monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
     with submit_here(1, ['0', '0', '1']) as submit:
         futures = [submit(Run('a', seed, tmp_path, {}, {})) for seed in range(4)]
         first = dict(begun.get(timeout=60) for _ in range(3))
@@ -111,6 +128,35 @@ def test_each_device_has_one_run_at_a_time(monkeypatch, tmp_path):
     with submit_here(1, []) as submit:
         submit(Run('a', 0, tmp_path, {}, {})).result()
     assert begun.get() == (0, {'OMP_NUM_THREADS': '1'})
+
+
+@pytest.mark.parametrize('visible', ['3', '5,2', ' GPU-aa , GPU-bb '])
+def test_devices_are_those_that_this_process_sees(visible, monkeypatch, tmp_path):
+    names = [name.strip() for name in visible.split(',')]
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', visible)
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: len(names))
+    monkeypatch.setattr(experiment, 'train_once', lambda run, environment: environment)
+    for index, name in enumerate(names):
+        with submit_here(1, [str(index)]) as submit:
+            assert submit(Run('a', 0, tmp_path, {}, {})).result() == {'CUDA_VISIBLE_DEVICES': name}
+
+
+def test_a_run_that_raises_does_not_stop_the_others(write_plan, tmp_path, capsys):
+    plan = read_plan(write_plan(runs={'a': PLAIN, 'b': PLAIN}))
+    runs = [Run(name, 0, tmp_path / name / 'seed-0', {}, {}) for name in 'ab']
+
+    def submit(run: Run) -> Future:
+        future: Future = Future()
+        if run.name == 'a':
+            future.set_exception(OSError(28, 'No space left on device'))
+        else:
+            future.set_result(dict(name='b', seed=0, bbox_mAP=0.3))
+        return future
+
+    assert experiment.run_all(runs, plan, tmp_path, submit) == runs[:1]
+    said = capsys.readouterr().out
+    assert 'a, seed 0 failed:\nOSError: [Errno 28] No space left on device' in said
+    assert 'b, seed 0: box AP 30.0' in said
 
 
 def start(plan: Path, out: Path, data: Path, *more: str) -> subprocess.Popen:

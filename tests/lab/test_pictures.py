@@ -87,6 +87,7 @@ def test_predictions_lie_on_the_image_as_the_detector_reads_it(name, pixels, col
     # The ground truth's box is drawn on the left, the prediction above the score on the right, the other one nowhere.
     plain = np.concatenate([np.full((32, 32, 3), colour) for colour in colours * 2], 1)
     marked = np.abs(shown.astype(int) - plain).max(2) > 40
+    marked[:, [31, 32, 63, 64, 95, 96]] = False  # where colours meet, matplotlib mixes them
     assert marked[8:24, 8:10].all()
     assert marked[10:22, 64 + 55 : 64 + 57].any(1).all()
     assert not marked[26:].any()

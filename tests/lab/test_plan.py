@@ -63,8 +63,33 @@ def test_the_coco_plan_changes_the_attention_alone():
 
 MISTAKES = {
     'no runs': ({'seeds': 2}, 'is not a plan: it needs runs, each a name with a config'),
-    'an unknown word': ({'runs': {'a': {'config': PLAIN}}, 'sedes': 2}, 'has unknown keys, sedes: a plan may have baseline, data'),
-    'no config': ({'runs': {'a': {'frequencies': 'low2'}}}, "the run a of .* is {'frequencies': 'low2'}: it needs a config"),
+    'an unknown word': ({'runs': {'a': {'config': PLAIN}}, 'sedes': 2}, "plan.yml has the unknown key 'sedes': it may have runs, base, "),
+    'an empty unknown word': ({'runs': {'a': {'config': PLAIN}}, 'sedes': None}, "has the unknown key 'sedes'"),
+    'no config': ({'runs': {'a': {'frequencies': 'low2'}}}, 'the run a of .* has no config: name one, such as small/'),
+    'an empty run': ({'runs': {'a': None}}, 'the run a of .* is None: it must be keys with values'),
+    'an unknown word of a run': (
+        {'runs': {'a': {'config': PLAIN, 'best_of': 2}}},
+        "the run a of .* has the unknown key 'best_of': it may have ",
+    ),
+    'its own base': ({'base': 'plan.yml'}, 'plan.yml is its own base: name another one'),
+    'no base': ({'base': 'none.yml'}, r'none.yml is not a plan: .*No such file'),
+    'a selection by a run that waits': (
+        {'runs': {'a': {'config': FCA}, 'b': {'config': FCA, 'selected_by': 'a'}, 'c': {'config': FCA, 'selected_by': 'b'}}},
+        'the run c of .* is selected_by b, which itself waits for others: name a search',
+    ),
+    'a selection by itself': ({'runs': {'a': {'config': FCA, 'selected_by': 'a'}}}, 'is selected_by a, which itself waits for others'),
+    'a single of another config': (
+        {'runs': {'single-34': {'config': PLAIN}}, 'singles': {'config': FCA}},
+        'has singles, which make the run single-34, and another run of that name: rename it',
+    ),
+    'frequencies of singles': (
+        {'runs': {'a': {'config': PLAIN}}, 'singles': {'config': FCA, 'frequencies': 'low2'}},
+        "singles of .* has the unknown key 'frequencies': it may have config, options, seeds, baseline$",
+    ),
+    'a misspelt published figure': (
+        {'runs': {'a': {'config': FCA, 'published': {'bbox_map': 0.374}}}},
+        "published of the run a of .* has the unknown key 'bbox_map': it may have source, bbox_mAP, ",
+    ),
     'two choices': (
         {'runs': {'a': {'config': FCA, 'frequencies': 'low2', 'selected_by': 'b'}, 'b': {'config': FCA}}},
         'names its frequencies more than once',
@@ -77,7 +102,7 @@ MISTAKES = {
     'no baseline': ({'runs': {'a': {'config': FCA}}, 'baseline': 'b'}, 'the baseline b of the run a of .* is not one of its runs: a'),
     'percent': (
         {'runs': {'a': {'config': FCA, 'published': {'bbox_mAP': 37.4, 'source': 'a page'}}}},
-        'the published bbox_mAP of a in .* is 37.4: give it as COCO does, 0 to 1',
+        'bbox_mAP of published of the run a of .* is 37.4: it must be a number from 0 to 1, as COCO gives it',
     ),
 }
 
@@ -88,11 +113,79 @@ def test_mistakes_in_a_plan(plan, message, write_plan):
         read_plan(write_plan(**plan))
 
 
-@pytest.mark.parametrize('text', ['runs: [', '- a', '!!python/object/apply:os.system ["touch pwned"]'])
-def test_what_is_no_plan_runs_nothing(text, tmp_path, monkeypatch):
+WRONG = {
+    'runs': [['a'], {}, 'a', 3],
+    'base': [['a'], 3],
+    'options': [['a'], 'a=1', {5: 1}],
+    'seeds': ['three', 0, -1, 2.5, True, [0, 1]],
+    'baseline': [['a'], 1],
+    'data': ['shape', '/data/coco', True],
+    'singles': [True, ['a'], 'a'],
+    'metric': ['bbox_map', ['bbox_mAP'], 'mAP', 1],
+}
+WRONG_OF_A_RUN = {
+    'config': [5, ['a'], {}],
+    'frequencies': [3, {'u': 1}],
+    'best': ['two', 0, 50, 1.5, [1]],
+    'selected_by': [['a'], 1],
+    'published': [0.3, 'a page', [0.3]],
+    **{key: WRONG[key] for key in ('options', 'seeds', 'baseline')},
+}
+
+
+@pytest.mark.parametrize(('key', 'value'), [(key, value) for key, values in WRONG.items() for value in values])
+def test_a_value_of_another_kind(key, value, write_plan):
+    with pytest.raises(UserError, match=rf'^{key} of .*plan.yml is .*: it must be '):
+        read_plan(write_plan(**{'runs': {'a': {'config': PLAIN}}, key: value}))
+
+
+@pytest.mark.parametrize(('key', 'value'), [(key, value) for key, values in WRONG_OF_A_RUN.items() for value in values])
+def test_a_value_of_another_kind_in_a_run(key, value, write_plan):
+    with pytest.raises(UserError, match=rf'^{key} of the run a of .*plan.yml is .*: it must be '):
+        read_plan(write_plan(runs={'a': {'config': PLAIN, key: value}}))
+
+
+@pytest.mark.parametrize('name', [1, 'a/b', '..', '', None, 'shapes', 'a b'])
+def test_a_name_that_is_no_folder(name, write_plan):
+    with pytest.raises(UserError, match=r"has a run named .*: use letters, digits \(in quotes\), '_', '.', '\+' and '-', and not shapes$"):
+        read_plan(write_plan(runs={name: {'config': PLAIN}}))
+
+
+def test_empty_keys_are_left_out(write_plan):
+    empty = dict(base=None, options=None, seeds=None, baseline=None, data=None, singles=None, metric=None)
+    plan = read_plan(write_plan(runs={'a': {'config': PLAIN, 'options': None, 'published': None}}, **empty))
+    assert plan == dict(options={}, runs={'a': {'config': PLAIN}}, baseline='a')
+
+
+def test_a_name_that_begins_like_a_single(write_plan, tmp_path):
+    plan = read_plan(write_plan(singles={'config': FCA}, runs={'single-stage': {'config': PLAIN}}))
+    for name in plan['runs']:
+        finish(tmp_path, name, 0.5 if name == 'single-63' else 0.3)
+    ranking = rank_singles(plan, tmp_path)
+    assert ranking[0] == [6, 3]
+    assert len(ranking) == 49
+
+
+def test_numbers_are_read_as_options_of_a_command_are(tmp_path):
+    (tmp_path / 'plan.yml').write_text(f'options: {{lr: 1e-3, decay: 2E4, size: 1.5e+2, text: e3}}\nruns: {{a: {{config: {PLAIN}}}}}')
+    assert read_plan(tmp_path / 'plan.yml')['options'] == dict(lr=0.001, decay=20000, size=150, text='e3')
+
+
+@pytest.mark.parametrize(
+    ('text', 'message'),
+    [
+        ('', r'plan.yml is None: it must be keys with values'),
+        ('- a', r"plan.yml is \['a'\]: it must be keys with values"),
+        ('runs: [', r'plan.yml is not a plan: while parsing'),
+        ('[' * 5000, r'plan.yml is not a plan: maximum recursion depth'),
+        ('runs:\n  a: {config: a.py}\n  a: {config: b.py}', r'plan.yml is not a plan: a occurs twice, in line 3 too'),
+        ('!!python/object/apply:os.system ["touch pwned"]', r'plan.yml is not a plan: could not determine a constructor'),
+    ],
+)
+def test_what_is_no_plan_runs_nothing(text, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'plan.yml').write_text(text)
-    with pytest.raises(UserError, match=r'plan.yml is not a plan'):
+    with pytest.raises(UserError, match=message):
         read_plan(tmp_path / 'plan.yml')
     assert not (tmp_path / 'pwned').exists()
 
@@ -144,13 +237,13 @@ def test_two_step_selection(write_plan, tmp_path):
     assert written == dict(metric='bbox_mAP', ranking=ranking, frequencies=ranking[:2])
     (tmp_path / 'single-34' / 'seed-0' / 'result.json').unlink()
     (tmp_path / 'single-34' / 'seed-1' / 'result.json').unlink()
-    with pytest.raises(UserError, match=r'singles cannot be ranked without single-34: its output.log says why'):
+    with pytest.raises(UserError, match=r'singles cannot be ranked without single-34: run it, or see its output.log, and start again'):
         rank_singles(plan, tmp_path)
 
 
 def test_a_learned_list_is_taken_from_the_run_that_learned_it(write_plan, tmp_path):
     plan = read_plan(write_plan(runs={'search': {'config': FCA}, 'learned': {'config': FCA, 'selected_by': 'search'}}))
-    with pytest.raises(UserError, match=r'the run search has not written .*frequencies.json'):
+    with pytest.raises(UserError, match=r'the run search has not written .*frequencies.json: run it, or see its output.log'):
         choose_frequencies(plan['runs']['learned'], plan, tmp_path)
     (tmp_path / 'search' / 'seed-0').mkdir(parents=True)
     (tmp_path / 'search' / 'seed-0' / 'frequencies.json').write_text('{"frequencies": [[0, 0], [3, 4]]}')

@@ -131,6 +131,14 @@ def test_runs_of_several_baselines(tmp_path):
     assert found['runs']['se-3x']['relative_time'] == dict(n=2, mean=1.5, std=0)
 
 
+def test_singles_are_apart_from_runs_that_begin_like_them(tmp_path):
+    rows = [row(name, 0, ap) for name, ap in {'plain': 0.3, 'single-06': 0.2, 'single-60': 0.1, 'single-stage': 0.4}.items()]
+    plan = 'singles: {config: fca.py}\nruns:\n  plain: {config: plain.py}\n  single-stage: {config: one.py}'
+    found, _ = evaluate([write(tmp_path, rows, plan)])
+    assert list(found['runs']) == ['plain', 'single-stage']
+    assert {pair: summary['mean'] for pair, summary in found['singles'].items()} == {'06': 0.2, '60': 0.1}
+
+
 def keep(columns: list[str]) -> str:
     return '\n'.join([','.join(columns), ','.join(str(row('plain', 0, 0.3)[column]) for column in columns)])
 
@@ -166,18 +174,22 @@ BAD = {
         ".*results.csv, line 2: bbox_mAP is 'many', and must be a number",
     ),
     'no plan': ('plan.yml', None, 'there is no .*plan.yml: give the folder that tools/experiment.py wrote'),
-    'a list': ('plan.yml', '[plain]', '.*plan.yml is not a plan: it is a list, not keys with values'),
-    'no runs': ('plan.yml', 'runs: {}', '.*plan.yml is not a plan: it needs runs, each a name with a config'),
+    'a list': ('plan.yml', '[plain]', r".*plan.yml is \['plain'\]: it must be keys with values"),
+    'no runs': ('plan.yml', 'seeds: 3', '.*plan.yml is not a plan: it needs runs, each a name with a config'),
     'baseline': (
         'plan.yml',
         f'baseline: none\n{PLAN}',
         'the baseline none of the run plain of .*plan.yml is not one of its runs: plain, low2, low4, se, 1 more',
     ),
-    'metric': ('plan.yml', f'metric: AP\n{PLAN}', 'the metric AP of the plan is not in the results: make it one of bbox_mAP, .*'),
+    'metric': (
+        'plan.yml',
+        f'metric: segm_mAP_50\n{PLAN}',
+        'the metric segm_mAP_50 of the plan is not in the results: make it one of bbox_mAP, .*',
+    ),
     'published': (
         'plan.yml',
         PLAN.replace('0.374', '37.4'),
-        'the published bbox_mAP of plain in .*plan.yml is 37.4: give it as COCO does, 0 to 1',
+        'bbox_mAP of published of the run plain of .*plan.yml is 37.4: it must be a number from 0 to 1, as COCO gives it',
     ),
 }
 

@@ -96,6 +96,8 @@ def test_mistakes(detector, monkeypatch, tmp_path):
         run(detector, monkeypatch, '--images', str(tmp_path))
     config = Config.fromfile(detector / 'config.py')
     config.model.backbone.update(dct_size=(5, 5, 5, 5), frequencies=[(0, 0)])
-    config.dump(detector / 'coarse.py')
+    config.dump(tmp_path / 'coarse.py')
+    torch.save(dict(state_dict=build_detector(config).state_dict(), meta={}), tmp_path / 'weights.pth')
+    (tmp_path / 'data').symlink_to(detector / 'data')
     with pytest.raises(SystemExit, match=r'coarse.py needs a MultiSpectralAttention, and each with a dct_size of 7 or more'):
-        run(detector, monkeypatch, config='coarse.py')
+        run(tmp_path, monkeypatch, config='coarse.py')
