@@ -3,15 +3,17 @@
 STACK ?= onedl
 PYTHON ?= python3
 TORCH ?= 2.13.0
+# DETECTRON2: a folder or an address of its source.
+DETECTRON2 ?= git+https://github.com/facebookresearch/detectron2
 # Recipes read these from the environment, so that blanks and quotes in them do no harm.
-export PYTHON TORCH WHEELS DATA WORK_DIR
+export PYTHON TORCH WHEELS DATA WORK_DIR DETECTRON2
 # Processes that share the tests, a file at a time, each with one thread: more would wait for each other.
 JOBS ?= 2
 TEST = OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(JOBS) --dist loadfile
 WORK_DIR ?= work_dirs/demo
 RUN := .venv/$(STACK)/bin/python
 
-.PHONY: environment demo test test-slow
+.PHONY: environment demo test test-slow test-detectron2
 
 environment:
 	"$$PYTHON" tools/environment/prepare.py --stack $(STACK) --torch "$$TORCH" $(if $(WHEELS),--wheels "$$WHEELS")
@@ -31,3 +33,8 @@ test: environment
 # What takes longer: the built wheel in an environment of its own, and trainings.
 test-slow: environment
 	$(TEST) -m slow
+
+# In an environment of its own, without mmdet: the other tests' conftest.py needs mmdet.
+test-detectron2:
+	"$$PYTHON" tools/environment/prepare_detectron2.py --detectron2 "$$DETECTRON2" --torch "$$TORCH"
+	OMP_NUM_THREADS=1 .venv/detectron2/bin/python -m pytest --confcutdir tests/detectron2 tests/detectron2 fca_mmdet/detectron2

@@ -24,15 +24,18 @@ This file knows no framework's blocks: a block passes its convolutions, each wit
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules.module import _has_any_global_hook
+from torch.nn.modules import module as hooks
 
 from .attention import MultiSpectralAttention
 from .projection import is_symbolic
 from .squeeze import Projected
+
+_GLOBAL_HOOKS = tuple(getattr(hooks, f'_global_{kind}_hooks') for kind in ('forward', 'forward_pre', 'backward', 'backward_pre'))
 
 PRODUCT_PIXELS = 8
 """The product form runs from this H W / P on, with P the channels of conv3's input (``tools/benchmark.py forms`` measures it)."""
@@ -44,7 +47,13 @@ On larger maps, oneDNN's copies into its own layout, which glibc maps anew each 
 """
 
 
-def is_foldable(block: nn.Module, attention: nn.Module, normalised: Iterable[tuple[nn.Module, nn.Module]]) -> bool:
+def is_foldable(
+    block: nn.Module,
+    attention: nn.Module | None,
+    normalised: Iterable[tuple[nn.Module, nn.Module | None]],
+    convolution: type[nn.Conv2d] = nn.Conv2d,
+    frozen: tuple[type[nn.Module], ...] = (),
+) -> bool:
     """Check whether the folded run is exact. Ask at each forward, since all of this can change.
 
     It is if every normalisation is a batch normalisation with frozen statistics, or is fused into its convolution (mmcv's
@@ -52,25 +61,27 @@ def is_foldable(block: nn.Module, attention: nn.Module, normalised: Iterable[tup
     ``Projected``, and no hook watches a module inside the block.
 
     ``attention`` is the last module before the addition; ``normalised`` has each convolution, the shortcut's too, with its normalisation.
+    A framework with a convolution of its own names it in ``convolution``; in ``frozen``, its normalisations whose statistics never change.
     """
     return (
         isinstance(attention, MultiSpectralAttention)
         and isinstance(attention.dct_layer, Projected)
-        and all(is_plain(conv, nn.Conv2d) and _is_affine(norm) for conv, norm in normalised)
-        and not _has_any_global_hook()
+        and all(is_plain(conv, convolution) and _is_affine(norm, frozen) for conv, norm in normalised)
+        and not any(_GLOBAL_HOOKS)
         and not any(_is_watched(module) for module in block.modules() if module is not block)
     )
 
 
-def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
+def is_plain(module: nn.Module | None, kind: type[nn.Module]) -> bool:
     """Check whether a module is of a kind and has that kind's forward."""
     return isinstance(module, kind) and type(module).forward is kind.forward and 'forward' not in module.__dict__
 
 
-def _is_affine(norm: nn.Module) -> bool:
+def _is_affine(norm: Any, frozen: tuple[type[nn.Module], ...]) -> bool:
     # With a single process, mmengine turns SyncBatchNorm into a relative of BatchNorm2d.
     batch_norm = is_plain(norm, nn.modules.batchnorm._BatchNorm) or is_plain(norm, nn.SyncBatchNorm)
-    return is_plain(norm, nn.Identity) or (batch_norm and not norm.training and norm.running_var is not None)
+    still = batch_norm and not norm.training and norm.running_var is not None
+    return still or is_plain(norm, nn.Identity) or any(is_plain(norm, kind) for kind in frozen)
 
 
 def _is_watched(module: nn.Module) -> bool:
@@ -109,7 +120,7 @@ def convolve(conv: nn.Conv2d, norm: nn.Module, x: Tensor) -> Tensor:
     """Run a convolution and the frozen normalisation after it, as one step unless a copy of the weights is larger than a feature map."""
     pixels = x.shape[0] * x.shape[2] * x.shape[3] // (conv.stride[0] * conv.stride[1])
     if isinstance(norm, nn.Identity) or (not is_symbolic() and pixels < conv.weight[0].numel()):
-        return norm(conv(x))
+        return norm(conv._conv_forward(x, conv.weight, conv.bias))
     return conv._conv_forward(x, *fold_modules(conv, norm))
 
 
