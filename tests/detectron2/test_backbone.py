@@ -1,5 +1,6 @@
 import copy
 import pickle
+from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
@@ -364,6 +365,18 @@ def test_weights_of_something_else_are_refused(detector, published, tmp_path):
     torch.save(published[50] | {'selection.logits': searched}, path)
     with pytest.raises(CheckpointError, match=r'selection.logits .*selects frequencies='):
         FcaCheckpointer(detector()).load(path)
+
+
+def test_the_grid_that_our_weights_name_is_compared(detector, published, tmp_path):
+    state = {f'backbone.{name}': value for name, value in published[50].items() if 'dct_layer' not in name}
+    state = OrderedDict(state)
+    state._metadata = {f'backbone.layer{stage}.0.att.dct_layer': {'dct_size': '(28, 28)'} for stage in (1, 2)}
+    torch.save({'state_dict': state}, tmp_path / 'mmdet.pth')
+    FcaCheckpointer(detector(FCA__DCT_SIZE=[28, 28, 14, 7])).load(str(tmp_path / 'mmdet.pth'))
+    with pytest.raises(
+        CheckpointError, match=r'res2.0.conv3.activation.dct_layer has dct_size=\(28, 28\) in the checkpoint, but \(56, 56\)'
+    ):
+        FcaCheckpointer(detector()).load(str(tmp_path / 'mmdet.pth'))
 
 
 class Payload:
