@@ -53,6 +53,8 @@ def adopt_backbone(state_dict: MutableMapping[str, Tensor]) -> None:
     inner = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
     state_dict.clear()
     state_dict.update(inner)
+    metadata = getattr(state_dict, '_metadata', {})  # torch and mmengine look into this one while they load
+    metadata.update({key.removeprefix(prefix): value for key, value in list(metadata.items()) if key.startswith(prefix)})
 
 
 def check_architecture(state_dict: MutableMapping[str, Tensor], own: MutableMapping[str, Tensor], prefix: str, name: str) -> None:

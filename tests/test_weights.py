@@ -370,3 +370,19 @@ def test_release_of_a_state_dict(tmp_path):
     assert convert(path, '--to', 'release', '--out', tmp_path / 'fca').returncode == 0
     (released,) = tmp_path.glob('fca-*.pth')
     assert all(torch.equal(value, weights[key]) for key, value in torch.load(released).items())
+
+
+@pytest.mark.parametrize('by', ['torch', 'mmengine'])
+def test_a_detectors_backbone_keeps_its_grid(by, tmp_path):
+    detector = torch.nn.ModuleDict({'backbone': FcaResNet(**SHALLOW)})
+    torch.save(detector.state_dict(), tmp_path / 'weights.pth')
+
+    def load(backbone: FcaResNet) -> None:
+        if by == 'torch':
+            backbone.load_state_dict(torch.load(tmp_path / 'weights.pth', weights_only=True))
+        else:
+            load_into(backbone, str(tmp_path / 'weights.pth'))
+
+    load(FcaResNet(**SHALLOW))
+    with pytest.raises(CheckpointError, match=r'layer1.0.att.dct_layer has dct_size=\(56, 56\) in the checkpoint, but \(7, 7\)'):
+        load(FcaResNet(dct_size=(7, 7), **SHALLOW))

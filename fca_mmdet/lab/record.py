@@ -52,9 +52,19 @@ def record(base: Setting, repeats: int, found: Found, save: Callable[[Found], No
             save(found)
 
 
+def _read(out: Path) -> dict:
+    try:
+        found = json.loads(out.read_text()) if out.exists() else {}
+    except ValueError as error:
+        raise UserError(f'{out} is not a record ({error}): name another file with --out') from error
+    if found and not (isinstance(found, dict) and {'command', 'machine'} <= found.keys()):
+        raise UserError(f'{out} is not a record: name another file with --out')
+    return found
+
+
 def read_record(out: Path, device: str) -> Found:
     """Read what an interrupted run has measured, if anything. A record of another machine or other versions is a ``UserError``."""
-    found = json.loads(out.read_text()) if out.exists() else {}
+    found = _read(out)
     if found and found['machine'] != machine(device):
         raise UserError(f'{out} is of another machine or other versions, {found["machine"]}: name another file with --out, or delete it')
     return {key: value for key, value in found.items() if key not in ('command', 'machine')}
@@ -139,8 +149,14 @@ def write_record(found: Found, device: str, out: Path) -> None:
 
 def run_benchmark(what: str, setting: Setting, names: Sequence[str], repeats: int, images: int, out: Path | None) -> None:
     """Measure one part, or all parts of a ``record``; print it, and write it to ``out``. Only ``evaluation`` uses ``images``."""
+    counts = dict(repeats=repeats, images=images, threads=setting.threads, batch=setting.batch, size=min(setting.size))
+    if wrong := next((name for name, count in counts.items() if count < 1), None):
+        raise UserError(f'--{wrong} {counts[wrong]}: give 1 or more')
+    part = 'backbones' if what == 'backbone' else what
     if out:
         check_writable(out)
+        if what != 'record' and (others := _read(out).keys() - {'command', 'machine', part}):
+            raise UserError(f'{out} has {", ".join(sorted(others))} too, which would be lost: name another file with --out')
     torch.set_num_threads(setting.threads)
     save: Callable[[Found], None] = partial(write_record, device=setting.device, out=out) if out else lambda found: None
     if what == 'record':
@@ -148,5 +164,4 @@ def run_benchmark(what: str, setting: Setting, names: Sequence[str], repeats: in
     elif what == 'evaluation':
         save({what: measure_evaluation(images, repeats, setting.threads)})
     else:
-        part = 'backbones' if what == 'backbone' else what
         save({part: MEASURED[part](setting, names, repeats)})

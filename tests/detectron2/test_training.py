@@ -151,3 +151,15 @@ def test_a_traced_detector_gives_the_same_detections_at_any_size(trained):
             torch.testing.assert_close(ours.pred_boxes.tensor, theirs.pred_boxes.tensor, rtol=1e-4, atol=1e-3)
             torch.testing.assert_close(ours.scores, theirs.scores, rtol=1e-4, atol=1e-5)
             torch.testing.assert_close(ours.pred_masks, theirs.pred_masks, rtol=1e-3, atol=1e-4)
+
+
+def test_the_benchmark():
+    words = ['--size', '128', '160', '--repeats', '1', '--depth', '50']
+    program = [sys.executable, ROOT / 'tools' / 'benchmark_detectron2.py']
+    result = subprocess.run([*program, *words], capture_output=True, text=True, timeout=600)
+    assert result.returncode == 0, result.stderr[-3000:]
+    rows = [line.split() for line in result.stdout.splitlines() if ' inference ' in line and ' saved ' in line]
+    assert [row[0] for row in rows] == ['ResNet', '+', '+']
+    saved = [float(row[-1]) for row in rows]
+    assert saved[0] == 1
+    assert saved[1] > 1.2  # of each block, the attention's input and output

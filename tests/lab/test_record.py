@@ -10,6 +10,7 @@ import pytest
 from helpers import ROOT, TOOLS
 from matplotlib.colors import to_rgba
 
+from fca_mmdet.errors import UserError
 from fca_mmdet.lab import record
 from fca_mmdet.lab.timing import Setting
 
@@ -70,6 +71,31 @@ def test_a_record_of_another_machine_is_not_continued(tmp_path):
     assert result.stderr.strip().endswith(
         f"benchmark: {out} is of another machine or other versions, {{'cpu': 'abacus'}}: name another file with --out, or delete it"
     )
+
+
+@pytest.mark.parametrize('option', ['repeats', 'images', 'threads', 'batch', 'size'])
+def test_nothing_to_measure(option):
+    counts = dict(repeats=1, images=1) | ({option: 0} if option in ('repeats', 'images') else {})
+    changed = {option: (64, 0) if option == 'size' else 0} if option not in counts else {}
+    with pytest.raises(UserError, match=rf'^--{option} 0: give 1 or more$'):
+        record.run_benchmark('backbone', Setting(**changed), ['ResNet'], out=None, **counts)
+
+
+def test_a_part_does_not_replace_a_record(tmp_path):
+    out = tmp_path / 'cpu.json'
+    for text, message in {
+        PUBLISHED.read_text(): r'cpu.json has attention, forms, sizes too, which would be lost: name another file with --out$',
+        '{"sizes": [1': r'cpu.json is not a record \(.*\): name another file with --out$',
+        '[]\n[': r'cpu.json is not a record \(.*\): name another file with --out$',
+        '["a"]': r'cpu.json is not a record: name another file with --out$',
+    }.items():
+        out.write_text(text)
+        with pytest.raises(UserError, match=message):
+            record.run_benchmark('backbone', Setting(), ['ResNet'], 1, 1, out)
+        assert out.read_text() == text
+        if 'command' not in text:
+            with pytest.raises(UserError, match=message):
+                record.run_benchmark('record', Setting(), ['ResNet'], 1, 1, out)
 
 
 def test_a_record_is_written_with_tables_and_figures(tmp_path, monkeypatch):
