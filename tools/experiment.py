@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument('--only', nargs='+', metavar='RUN', help='only these runs of the plan')
     parser.add_argument('--jobs', type=int, default=os.cpu_count(), help='runs at a time on a CPU (default: its %(default)s cores)')
     first = ['0'] * torch.cuda.is_available()
-    parser.add_argument('--devices', nargs='+', default=first, metavar='GPU', help='one run on each at a time, numbered as this process sees them (default: the first)')
+    parser.add_argument('--devices', nargs='+', default=first, metavar='GPU', help='one run on each, as this process numbers them')
     parser.add_argument('--ray', nargs='?', const='local', metavar='ADDRESS', help='run on Ray: here, or on the cluster at ADDRESS')
     parser.add_argument('--gpus', type=float, default=float(torch.cuda.is_available()), help='GPUs per run on Ray (default: %(default)g)')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE', help='for every run, as in mmdet')
