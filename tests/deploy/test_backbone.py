@@ -141,7 +141,7 @@ def test_the_file_computes_the_features_of_the_checkpoint(tmp_path, monkeypatch,
     with_statistics(detector.backbone)
     torch.save(dict(state_dict=detector.state_dict(), meta={}), tmp_path / 'weights.pth')
     monkeypatch.setattr(backbone, 'COMPARED', [(1, 3, 97, 131)])
-    command = f'export_onnx.py '{TINY}' {tmp_path}/weights.pth --out {tmp_path}/features.onnx --repeats 1'
+    command = f'export_onnx.py "{TINY}" {tmp_path}/weights.pth --out {tmp_path}/features.onnx --repeats 1'
     assert ending(command, capsys) == 'works'
     session = onnxruntime.InferenceSession(tmp_path / 'features.onnx', providers=['CPUExecutionProvider'])
     features = take_features(detector)
@@ -169,5 +169,5 @@ def test_a_detector_without_a_neck_gives_the_features_of_its_backbone():
 def test_the_onnx_command_says_what_is_wrong(tmp_path, capsys):
     assert ending(f'export_onnx.py none.py --out {tmp_path}/a.onnx', capsys) == 'export_onnx: no config at none.py'
     missing = f'{tmp_path}/none.pth'
-    assert ending(f'export_onnx.py '{SMALL}' {missing} --out {tmp_path}/a.onnx', capsys) == f'export_onnx: there is no checkpoint {missing}'
+    assert ending(f'export_onnx.py "{SMALL}" {missing} --out {tmp_path}/a.onnx', capsys) == f'export_onnx: there is no checkpoint {missing}'
     assert not (tmp_path / 'a.onnx').exists()

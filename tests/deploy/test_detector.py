@@ -180,7 +180,7 @@ def test_a_file_that_differs_is_not_to_be_deployed(exported, monkeypatch, capsys
 def test_the_command_says_what_is_wrong(tmp_path, capsys):
     def wrong(config: object) -> str:
         rest = f'{tmp_path}/none.pth --out {tmp_path}/a.onnx --images {tmp_path}'
-        return ending(f'export_detector.py '{config}' {rest}', capsys)
+        return ending(f'export_detector.py "{config}" {rest}', capsys)
 
     assert wrong(SMALL) == f'export_detector: there is no image (.png, .jpg, .jpeg, .bmp, .tif, .tiff) in {tmp_path}'
     (tmp_path / 'a.png').touch()
