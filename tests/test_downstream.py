@@ -289,7 +289,7 @@ def test_what_a_command_says_when_it_stops(message, work):
     (log,) = work.glob('work/*/vis_data/scalars.json')
     steps = [{key: value for key, value in step.items() if key != 'epoch'} for step in map(json.loads, log.read_text().splitlines())]
     (work / 'iterations.json').write_text('\n'.join(map(json.dumps, steps)))  # as a training by iterations writes it
-    result = shell(f'python $tools/{line}', work)
+    result = shell(f'python "$tools"/{line}', work)
     assert result.returncode != 0
     assert message in result.stdout or (message in CUDA and CUDA[1] in result.stdout)
 
@@ -297,7 +297,7 @@ def test_what_a_command_says_when_it_stops(message, work):
 def test_lists_and_tuples_on_the_command_line(work):
     config = config_path('mask_rcnn/mask-rcnn_fca-r50_fpn_1x_coco')
     blanks = 'val_dataloader.dataset.metainfo.classes="(traffic light,)"'
-    result = shell(f'python $tools/misc/print_config.py CONFIG --cfg-options {" ".join(SPELLINGS)} {blanks}', work, config)
+    result = shell(f'python "$tools"/misc/print_config.py CONFIG --cfg-options {" ".join(SPELLINGS)} {blanks}', work, config)
     cfg = Config.fromstring(result.stdout.split('Config:\n')[1], '.py')
     for spelling, value in {**SPELLINGS, blanks: "('trafficlight',)"}.items():
         found = cfg
@@ -313,5 +313,5 @@ def test_the_page_has_nothing_that_is_not_run(work):
     assert [len([name for name in names if name in line]) for line in LINES] == [1] * len(LINES)
     assert set(MESSAGES) == set(STOPS)
     assert len(SPELLINGS) == 6
-    first = shell(f'{FIRST}\necho $tools', work).stdout.splitlines()[-1]
+    first = shell(f'{FIRST}\necho "$tools"', work).stdout.splitlines()[-1]
     assert Path(first) == MMDET_TOOLS
