@@ -37,7 +37,7 @@ class Look(NamedTuple):
 
 
 def look(path: str, loader: Any, whole: bool) -> Look | None:
-    """Look at a file, with ``whole`` at all of it; None if there is none."""
+    """Look at the head of a file, or at all of it with ``whole``. Return None for a file that is missing."""
     try:
         file = open(path, 'rb')  # noqa: SIM115
     except OSError:

@@ -114,7 +114,7 @@ def check_compiler() -> int:
 
 
 def find_wheel(python: str, requirement: str, wheels: str, folder: str) -> Path | None:
-    """Put the wheel of a requirement that fits this Python, from a folder or an address, into ``folder``; say why if there is none."""
+    """Put a wheel that fits this Python, from a folder or an address, into ``folder``. Return None, and say why, if none fits."""
     source = ['--no-index', '--find-links', wheels, '--only-binary', ':all:', '--no-deps', '--retries', '1', '--timeout', '15']
     result = capture([python, '-m', 'pip', 'download', '-v', *source, '--dest', folder, requirement])
     if result.returncode == 0:
