@@ -14,6 +14,7 @@ from pathlib import Path
 import cv2
 import mmcv
 import numpy as np
+import PIL
 import pytest
 import torch
 from coco_folder import configure, look
@@ -21,6 +22,7 @@ from helpers import TOOLS, ending
 from mmdet.registry import DATASETS, METRICS
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
+from mmengine.utils import digit_version
 
 from fca_mmdet import UserError
 from fca_mmdet.lab.data import read_folder
@@ -255,7 +257,8 @@ def test_what_only_decoding_finds(folder, capsys, monkeypatch):
         path = Path('data', 'images', f'train_000{number}.png')
         content = as_jpeg(path)
         path.write_bytes(content[: content.index(b'\xff\xda')] + b'\xff\xd9' if number == 2 else content)
-    assert ending('preflight.py config.py', capsys) == 'works'
+    found = ending('preflight.py config.py', capsys)  # Pillow before 13 finds it in the head
+    assert found == ('works' if digit_version(PIL.__version__) >= digit_version('13') else UNDECODED.replace('0000', '0002'))
     assert ending('preflight.py config.py --decode', capsys) == UNDECODED.replace('0000', '0002')
     monkeypatch.undo()
     monkeypatch.chdir(folder)
