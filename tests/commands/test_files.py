@@ -209,6 +209,7 @@ def test_no_code_of_a_checkpoint_runs(command, folder, monkeypatch, capsys):
         Path(work_dir).mkdir(exist_ok=True)
         Path(work_dir, 'last_checkpoint').write_text(checkpoint)
     shutil.copy('hostile.pth', 'trained/iter_2.pth')
+    Path('trained', 'config.py').unlink(missing_ok=True)  # train.py's, which demo.py would take for its own
     said = ending(command, capsys)
     assert says(said, HOSTILE[command]), said
     assert not Path('executed').exists()
