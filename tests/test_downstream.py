@@ -297,7 +297,7 @@ def test_what_a_command_says_when_it_stops(message, work):
 def test_lists_and_tuples_on_the_command_line(work):
     config = config_path('mask_rcnn/mask-rcnn_fca-r50_fpn_1x_coco')
     blanks = 'val_dataloader.dataset.metainfo.classes="(traffic light,)"'
-    result = shell(f'python "$tools"/misc/print_config.py CONFIG --cfg-options {" ".join(SPELLINGS)} {blanks}', work, config)
+    result = shell(f'python "$tools"/misc/print_config.py "CONFIG" --cfg-options {" ".join(SPELLINGS)} {blanks}', work, config)
     cfg = Config.fromstring(result.stdout.split('Config:\n')[1], '.py')
     for spelling, value in {**SPELLINGS, blanks: "('trafficlight',)"}.items():
         found = cfg
