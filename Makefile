@@ -5,12 +5,12 @@ PYTHON ?= python3
 TORCH ?= 2.13.0
 # DETECTRON2: a folder or an address of its source.
 DETECTRON2 ?= git+https://github.com/facebookresearch/detectron2
-# Recipes read these from the environment, so that blanks and quotes in them do no harm.
+WORK_DIR ?= work_dirs/demo
+# Recipes read these from the environment, so that blanks and quotes in them do no harm. Below their defaults: `?=` leaves an exported one alone.
 export PYTHON TORCH WHEELS DATA WORK_DIR DETECTRON2
 # Processes that share the tests, a file at a time, each with one thread: more would wait for each other.
 JOBS ?= 2
 TEST = OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(JOBS) --dist loadfile
-WORK_DIR ?= work_dirs/demo
 RUN := .venv/$(STACK)/bin/python
 
 .PHONY: environment demo test test-slow test-detectron2

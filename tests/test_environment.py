@@ -1,5 +1,6 @@
 """The set-up ends in a sentence where it could not end well, and reuses what it compiled."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -164,6 +165,15 @@ def test_make_keeps_paths_whole(tmp_path):
     ).stdout
     assert f'--wheels\n{wheels}\n' in said
     assert said.endswith(f'tools/demo.py\n--work-dir\n{work_dir}\n--data\n{data}\n')
+
+
+def test_the_demo_works_in_a_folder_of_its_own():
+    shown = 'show: ; @printf %s "$$WORK_DIR"'
+    environment = {name: value for name, value in os.environ.items() if name != 'WORK_DIR'}
+    said = subprocess.run(
+        ['make', '--eval', shown, 'show'], cwd=prepare.ROOT, check=True, text=True, stdout=subprocess.PIPE, env=environment
+    )
+    assert said.stdout == 'work_dirs/demo'
 
 
 def test_a_failing_step_shows_its_output(capsys):
