@@ -124,12 +124,9 @@ class MultiSpectralAttention(nn.Module):
         return x * gate.to(x.dtype)[:, :, None, None]
 
     def squeeze(self, x: Tensor) -> Tensor:
-        """Compute the frequency vector of a feature map, ``[N, C, H, W]`` to ``[N, C]``, in float32 at least.
-
-        Half precision is converted: a component is up to sqrt(h w) times the mean and would overflow float16.
-        """
+        """Compute the frequency vector of a feature map, ``[N, C, H, W]`` to ``[N, C]``, in the precision that the squeeze works in."""
         with _without_autocast(x):
-            return self.dct_layer(_promoted(x), self._valid_part())
+            return self.dct_layer(x.to(self.dct_layer.working_dtype(x.dtype)), self._valid_part())
 
     def gate_of_affine(self, z: Tensor, weight: Tensor, shift: Tensor) -> Tensor:
         """Compute the gates of ``y = weight z + shift`` without y, from ``[N, P, H, W]``, ``[C, P]`` and ``[C]`` to ``[N, C]``.
@@ -137,7 +134,7 @@ class MultiSpectralAttention(nn.Module):
         The basis must be ``Projected``.
         """
         with _without_autocast(z):
-            z = _promoted(z)
+            z = z.to(self.dct_layer.working_dtype(z.dtype))
             maps = cast(Projected, self.dct_layer).maps(z, self._valid_part())
             return self.excite(project_affine(z, weight, shift, maps))
 
@@ -194,11 +191,6 @@ def stage_plugins(
         )
         for stage, grid in enumerate(dct_size)
     ]
-
-
-def _promoted(x: Tensor) -> Tensor:
-    """Convert to float32 at least."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _without_autocast(x: Tensor) -> AbstractContextManager:

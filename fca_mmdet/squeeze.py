@@ -20,7 +20,7 @@ from .projection import ValidPart, maps_for, project
 
 
 class Squeeze(nn.Module):
-    """A module whose ``forward(x, valid=None)`` squeezes ``[N, C, H, W]``, in float32 or float64, or the valid part of it, to ``[N, C]``.
+    """A module whose ``forward(x, valid=None)`` squeezes ``[N, C, H, W]``, in its working dtype, or the valid part of it, to ``[N, C]``.
 
     Args:
         channels: C.
@@ -53,6 +53,10 @@ class Squeeze(nn.Module):
         """The (u, v) pair of each group."""
         return self.configured
 
+    def working_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """Return the dtype to which a feature map of ``dtype`` is converted: float32 at least."""
+        return torch.promote_types(dtype, torch.float32)
+
     def settings(self) -> dict[str, str]:
         """Return the arguments that the weights after this squeeze are trained for, as texts, if the state does not show them."""
         return {}
@@ -77,7 +81,11 @@ class Projected(Squeeze):
         return {'dct_size': str(self.grid)}
 
     def maps(self, x: Tensor, valid: ValidPart | None = None) -> Tensor:
-        """Return each group's map for the size, dtype and device of ``x``: ``[F, H, W]``, or ``[N, F, H, W]`` with ``valid``. Read only."""
+        """Return each group's map for the size, dtype and device of ``x``, in terms (``projection.in_terms``). Read only.
+
+        Returns:
+            ``[F, T, H, W]``, or ``[N, F, T, H, W]`` with ``valid``.
+        """
         raise NotImplementedError(f'{type(self).__name__} defines no maps')
 
     def forward(self, x: Tensor, valid: ValidPart | None = None) -> Tensor:
@@ -97,8 +105,16 @@ class FixedDct(Projected):
         """Return the grid and the frequencies."""
         return {**super().settings(), 'frequencies': str([tuple(pair) for pair in self.configured])}
 
+    def working_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """Keep bfloat16, since a converted copy of a feature map costs more than the squeeze.
+
+        Its products are summed in float32, and a component is rounded once, as the published code's linear layers round it under autocast.
+        float16 is converted: a component is up to sqrt(h w) times the mean and would overflow.
+        """
+        return dtype if dtype == torch.bfloat16 else super().working_dtype(dtype)
+
     def maps(self, x: Tensor, valid: ValidPart | None = None) -> Tensor:
-        """Return the maps of the DCT components, ``[F, H, W]`` or ``[N, F, H, W]``."""
+        """Return the maps of the DCT components."""
         return maps_for(self.configured, self.grid, x, valid)
 
     def _load_from_state_dict(self, state_dict: MutableMapping[str, Tensor], prefix: str, *args: Any) -> None:
@@ -264,13 +280,13 @@ class SearchedDct(Projected):
             object.__setattr__(self, name, value)
 
     def maps(self, x: Tensor, valid: ValidPart | None = None) -> Tensor:
-        """Mix the maps, ``[F, H, W]`` or ``[N, F, H, W]``, with a gradient to the selection."""
-        maps = maps_for(CANDIDATES, self.grid, x, valid).flatten(-2)
+        """Mix the maps, with a gradient to the selection. There is one term."""
+        maps = maps_for(CANDIDATES, self.grid, x, valid).flatten(-3)
         weights = self.selection().to(maps.dtype)
         if self._excitation is not None and not any(parameter.requires_grad for parameter in self._excitation.parameters()):
             weights = weights.detach()
         # Expanded by hand, since matmul would copy the maps of valid parts.
-        return (weights.expand(*maps.shape[:-2], *weights.shape) @ maps).unflatten(-1, x.shape[2:])
+        return (weights.expand(*maps.shape[:-2], *weights.shape) @ maps).unflatten(-1, (1, *x.shape[2:]))
 
     def _load_from_state_dict(self, state_dict: MutableMapping[str, Tensor], prefix: str, *args: Any) -> None:
         """Refuse weights that were trained with a fixed or learned basis; load the selection of a search."""

@@ -82,15 +82,37 @@ def test_memory_format_is_kept_and_strides_do_not_matter(size):
 
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
-def test_autocast_keeps_the_squeeze_and_the_excitation_in_float32(dtype):
+def test_autocast_keeps_the_excitation_in_float32(dtype):
     attention = named_attention(32, 56, 'top16')
     x = torch.rand(2, 32, 20, 30).to(dtype)
     with torch.autocast('cpu', dtype=dtype):
-        freq, out = attention.squeeze(x), attention(x)
-    assert freq.dtype == torch.float32
-    assert out.dtype == dtype
-    torch.testing.assert_close(freq, attention.squeeze(x.float()))
+        freq = attention.squeeze(x)
+        gate, out = attention.excite(freq), attention(x)
+    assert (gate.dtype, out.dtype) == (torch.float32, dtype)
+    torch.testing.assert_close(gate, attention.excite(freq.float()))
     assert relative_error(out.detach().float(), attention(x.float()).detach()) < 1e-2
+
+
+def test_float16_is_squeezed_in_float32():
+    attention, x = named_attention(32, 56, 'top16'), torch.rand(2, 32, 20, 30).half()
+    with torch.autocast('cpu', dtype=torch.float16):
+        torch.testing.assert_close(attention.squeeze(x), attention.squeeze(x.float()))
+
+
+@pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last], ids=['contiguous', 'channels_last'])
+@pytest.mark.parametrize('size', [(20, 30), (25, 43), (100, 168)])
+def test_bfloat16_maps_add_no_more_error_than_a_bfloat16_feature_map_has(size, memory_format):
+    """Beside that, each component is rounded once, which the published code's linear layers do under autocast."""
+    attention = named_attention(32, 56, 'top16').double()
+    x = torch.rand(4, 32, *size, dtype=torch.float64).contiguous(memory_format=memory_format)
+    rounded = x.bfloat16()
+    exact = attention.squeeze(x)
+    unavoidable = (attention.squeeze(rounded.double()) - exact).square().mean(0).sqrt()
+    error = (attention.squeeze(rounded).double() - exact).abs()
+    assert (error.square().mean(0).sqrt().mean() - unavoidable.mean()) < unavoidable.mean() + 2**-9 * exact.abs().mean()
+    assert (error <= 8 * unavoidable.mean() + 2**-8 * exact.abs()).all()
+    gate = attention.gate_of_affine(rounded, torch.eye(32), torch.zeros(32))
+    torch.testing.assert_close(gate, attention.excite(exact), rtol=0, atol=2**-8)
 
 
 def test_half_precision_does_not_overflow_where_a_mean_would_not():

@@ -7,13 +7,22 @@ from torch.nn import functional as F
 
 from fca_mmdet import FREQUENCY_SETS, Frequency, MultiSpectralAttention
 from fca_mmdet.dct import projection_maps
-from fca_mmdet.projection import CACHED_MAPS, ValidPart, cached_projection_maps, current_valid_part, project, project_affine, within
+from fca_mmdet.projection import (
+    CACHED_MAPS,
+    ValidPart,
+    cached_projection_maps,
+    current_valid_part,
+    in_terms,
+    project,
+    project_affine,
+    within,
+)
 
 
 def test_global_average_pooling_is_the_lowest_component():
     """Theorem 1 of the paper."""
     x = torch.rand(2, 4, 14, 21, dtype=torch.float64)
-    freq = project(x, projection_maps([Frequency(0, 0)], (7, 7), 14, 21))
+    freq = project(x, projection_maps([Frequency(0, 0)], (7, 7), 14, 21)[:, None])
     torch.testing.assert_close(freq, 7 * x.mean((2, 3)))
 
 
@@ -30,17 +39,25 @@ def test_project_in_every_layout(batch, layout):
     elif layout == 'expanded':
         x = x[:, :1].expand(-1, 8, -1, -1)
         expected = (x.unflatten(1, (4, 2)) * maps[:, None]).sum((3, 4)).flatten(1)
-    torch.testing.assert_close(project(x, maps), expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(project(x, maps[:, None]), expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
 def test_project_gradient(layout):
-    maps = projection_maps(FREQUENCY_SETS['top2'], (7, 7), 4, 5)
+    maps = projection_maps(FREQUENCY_SETS['top2'], (7, 7), 4, 5)[:, None]
     x = torch.rand(2, 4, 4, 5, dtype=torch.float64).contiguous(memory_format=layout).requires_grad_()
     assert torch.autograd.gradcheck(lambda value: project(value, maps), x)
     assert torch.autograd.gradgradcheck(lambda value: project(value, maps), x)
     (grad,) = torch.autograd.grad(project(x, maps).sum(), x)
     assert grad.is_contiguous(memory_format=layout)
+
+
+@pytest.mark.parametrize('dtype', [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_the_terms_of_a_map_add_up_to_it(dtype):
+    maps = projection_maps(FREQUENCY_SETS['top16'], (56, 56), 25, 43)
+    terms = in_terms(maps, dtype)
+    assert terms.shape == (16, 2 if dtype == torch.bfloat16 else 1, 25, 43)
+    assert (terms.double().sum(1) - maps).abs().max() <= (2**-16 if dtype == torch.bfloat16 else torch.finfo(dtype).eps) * maps.abs().max()
 
 
 def test_maps_are_cached_within_bounds_and_usable_for_training_after_inference():
@@ -78,7 +95,7 @@ def test_a_forward_on_fake_tensors_leaves_none_in_the_cache(options):
 @pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize('batch', [0, 1, 3])
 def test_the_projection_of_an_affine_map_needs_no_map(batch, layout):
-    maps = projection_maps(FREQUENCY_SETS['low4'], (7, 7), 6, 5)
+    maps = projection_maps(FREQUENCY_SETS['low4'], (7, 7), 6, 5)[:, None]
     z = torch.rand(batch, 3, 6, 5, dtype=torch.float64).contiguous(memory_format=layout)
     weight, shift = torch.rand(8, 3, dtype=torch.float64), torch.rand(8, dtype=torch.float64)
     y = F.conv2d(z, weight[:, :, None, None], shift)

@@ -396,7 +396,7 @@ class Corner(Projected):
 
     def maps(self, x, valid=None):
         height, width = (torch.arange(size, device=x.device) == 0 for size in x.shape[2:])
-        return self.brightness.to(x.dtype)[:, None, None] * (height[:, None] & width)
+        return self.brightness.to(x.dtype)[:, None, None, None] * (height[:, None] & width)
 
 
 def test_a_new_basis_is_a_class_and_a_line(tmp_path, monkeypatch):

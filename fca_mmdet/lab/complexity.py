@@ -43,7 +43,7 @@ class KeptMaps(Projected):
     """A squeeze whose maps are constants, as in eager execution. Tracing would put their computation into the graph."""
 
     def maps(self, x: Tensor, valid: ValidPart | None = None) -> Tensor:
-        """Return the maps of the configured frequencies, ``[F, H, W]``."""
+        """Return the maps of the configured frequencies."""
         return cached_projection_maps(self.configured, self.grid, *map(int, x.shape[2:]), x.dtype, x.device)
 
 
