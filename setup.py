@@ -62,6 +62,7 @@ setup(
         'experiments': ['pandas', 'scipy', 'rich'],
         'ray': ['ray'],
         'onnx': ['onnx', 'onnxscript', 'onnxruntime'],
+        'openvino': ['openvino'],
         'test': ['pytest', 'pytest-xdist', 'hypothesis', 'scipy', 'psutil>=7.2', 'model-index', 'import-linter', 'ruff', 'mypy'],
     },
 )

@@ -18,12 +18,15 @@ A block runs in the first of three ways that applies; all are exact:
 2. *product*, the formula above: a bottleneck in eager mode whose z has at least ``PRODUCT_PIXELS`` pixels per channel. On smaller maps,
    scaling W_3 for every image costs more than it saves.
 3. *gate*: y from a convolution, then one scale-and-add. A basic block needs this, since its 3x3 convolution does not commute with the
-   projection, and a compiler fuses it better. The gate comes from y; in a compiled bottleneck, from z.
+   projection, and a compiler fuses it better. The gate comes from y; in a compiled or exported bottleneck, from z.
+
+An export can ask for the product form where a bottleneck sees one image (``product_for_one_image``).
 
 This file knows no framework's blocks: a block passes its convolutions, each with the normalisation after it.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -140,9 +143,25 @@ def add_attended_product(
         return add_attended(attention, identity, convolve(conv, norm, z))
     weight, shift = fold_modules(conv, norm)
     gate = attention.gate_of_affine(z, weight.flatten(1), shift)
+    if is_symbolic() and _exported_product and isinstance(z.shape[0], int) and z.shape[0] == 1:
+        return F.relu(identity + F.conv2d(z, gate[0, :, None, None, None] * weight, gate[0] * shift))
     if is_symbolic():
         return scale_and_add(identity, F.conv2d(z, weight, shift), gate)
     return add_product(identity, z, gate[:, :, None] * weight.flatten(1), gate * shift, owned)
+
+
+_exported_product = False
+
+
+@contextmanager
+def product_for_one_image(wanted: bool) -> Iterator[None]:
+    """Within the context, export a bottleneck in the product form where the batch is fixed at one, if ``wanted``."""
+    global _exported_product
+    before, _exported_product = _exported_product, wanted
+    try:
+        yield
+    finally:
+        _exported_product = before
 
 
 def scale_and_add(identity: Tensor, y: Tensor, gate: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
 """Export a whole Faster R-CNN or Mask R-CNN, from image to boxes, scores, labels and masks, to ONNX, and compare it with PyTorch.
 
-    python tools/export_detector.py CONFIG CHECKPOINT --out FILE.onnx --images FOLDER [--count 10]
+    python tools/export_detector.py CONFIG CHECKPOINT --out FILE.onnx --images FOLDER [--runtime any --count 10]
 
-The file has standard operators only; ``fca_mmdet/deploy/detector.py`` describes its inputs and outputs. Needs the extra ``onnx``.
+The file has standard operators only; ``fca_mmdet/deploy/detector.py`` describes its inputs and outputs. Needs the extra ``onnx``, and
+``openvino`` for that runtime.
 
 NMS goes by the order of scores, which is undefined for equal ones, in mmdet too. Random weights give nearly equal scores, so their
 detections need not agree.
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from fca_mmdet.command import command
 from fca_mmdet.deploy.detector import export_detector
+from fca_mmdet.deploy.runtime import NAMES
 
 
 @command
@@ -23,6 +25,7 @@ def main() -> None:
     parser.add_argument('checkpoint', type=Path)
     parser.add_argument('--out', type=Path, required=True)
     parser.add_argument('--images', type=Path, required=True, help='folder of images to compare on')
+    parser.add_argument('--runtime', choices=('any', *NAMES), default='any', help='make the file for this runtime (default: %(default)s)')
     parser.add_argument('--count', type=int, default=10, help='number of images, the first by name')
     export_detector(**vars(parser.parse_args()))
 

@@ -8,13 +8,13 @@ height and width without padding. Outputs: ``boxes`` ``[K, 4]``, ``scores`` ``[K
 ``[K, 28, 28]``, probabilities on a grid over each box.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import mmcv
 import numpy as np
 import onnx
-import onnxruntime
 import onnxscript
 import torch
 from mmdet.models.dense_heads import RPNHead
@@ -30,6 +30,7 @@ from ..detector import find_images, load_image, open_detector
 from ..errors import UserError
 from ..files import check_writable
 from .export import write_onnx
+from .runtime import NAMES, Run, open_file, served_by
 
 OPERATORS: Any = onnxscript.opset18  # its annotations allow only tensors, but it takes numbers too
 TOLERANCES = dict(boxes=0.1, scores=1e-4, masks=0.01)
@@ -164,8 +165,8 @@ class Exportable(nn.Module):
         return boxes[kept], scores[kept], labels[kept]
 
 
-def differences(model: Exportable, session: onnxruntime.InferenceSession, image: Tensor) -> tuple[int, int, dict[str, float]]:
-    """Compare mmdet's ``predict`` with ONNX Runtime on one image of the test pipeline, ``[3, H, W]`` in 0..255.
+def differences(model: Exportable, run: Run, image: Tensor) -> tuple[int, int, dict[str, float]]:
+    """Compare mmdet's ``predict`` with the file in a runtime on one image of the test pipeline, ``[3, H, W]`` in 0..255.
 
     Returns how many detections each finds, and the largest differences under the names of ``TOLERANCES``. Each detection is paired with
     the nearest box of its label; if some have no pair, the differences are infinite.
@@ -176,7 +177,7 @@ def differences(model: Exportable, session: onnxruntime.InferenceSession, image:
     data = detector.data_preprocessor(dict(inputs=[image], data_samples=[sample]), False)
     with torch.no_grad():
         ours = detector.predict(data['inputs'], data['data_samples'], rescale=False)[0].pred_instances
-    found = session.run(None, dict(image=data['inputs'].numpy(), size=np.array(size)))
+    found = run(dict(image=data['inputs'].numpy(), size=np.array(size)))
     boxes, scores, labels, *grids = map(torch.from_numpy, found)
     names = ['boxes', 'scores', 'masks'][: len(found) - 1]
     counts = len(ours), len(boxes)
@@ -196,8 +197,24 @@ def differences(model: Exportable, session: onnxruntime.InferenceSession, image:
     return *counts, largest
 
 
-def export_detector(config: Path, checkpoint: Path, out: Path, images: Path, count: int) -> None:
+def compare(model: Exportable, run: Run, name: str, paths: Sequence[Path]) -> dict[str, float]:
+    """Compare a detector with its file in a runtime on images; print and return the largest differences."""
+    worst: dict[str, float] = {}
+    for index, path in enumerate(paths):
+        image = load_image(model.detector, path)['inputs'][0]
+        # Each image is cut to another size, so that padding and aspect ratio differ.
+        image = image[:, image.shape[1] * index // (2 * len(paths)) :, image.shape[2] * index // (3 * len(paths)) :]
+        ours, theirs, found = differences(model, run, image)
+        worst = {key: max(worst.get(key, 0.0), value) for key, value in found.items()}
+        listed = ', '.join(f'{key} {value:.1e}' for key, value in found.items())
+        print(f'{path.name}, {image.shape[1]} x {image.shape[2]}: {ours} detections, {theirs} in {name}; {listed}', flush=True)
+    return worst
+
+
+def export_detector(config: Path, checkpoint: Path, out: Path, images: Path, count: int, runtime: str = 'any') -> None:
     """Export a detector to ONNX, and compare the file with PyTorch on the first ``count`` images of a folder by name.
+
+    ``runtime`` is that which the file is made for and compared in; ``any``: all that are installed.
 
     Raises:
         UserError: the detector cannot be exported, or outputs differ by more than ``TOLERANCES``.
@@ -209,19 +226,11 @@ def export_detector(config: Path, checkpoint: Path, out: Path, images: Path, cou
     example = torch.rand(1, 3, 160, 192), torch.tensor([150, 180])
     outputs = ['boxes', 'scores', 'labels', 'masks'][: 4 if model.detector.with_mask else 3]
     options = dict(opset_version=18, custom_translation_table=TRANSLATIONS)
-    graph = write_onnx(model, out, example, dict(image=(2, 3), size=()), outputs, **options).graph
+    graph = write_onnx(model, out, example, dict(image=(2, 3), size=()), outputs, runtime, **options).graph
     print(f'{out}: {out.stat().st_size / 2**20:.1f} MiB, {len(graph.node)} nodes')
-    session = onnxruntime.InferenceSession(out, providers=['CPUExecutionProvider'])
-    worst: dict[str, float] = {}
-    for index, path in enumerate(paths):
-        image = load_image(model.detector, path)['inputs'][0]
-        # Each image is cut to another size, so that padding and aspect ratio differ.
-        image = image[:, image.shape[1] * index // (2 * len(paths)) :, image.shape[2] * index // (3 * len(paths)) :]
-        ours, theirs, found = differences(model, session, image)
-        worst = {name: max(worst.get(name, 0.0), value) for name, value in found.items()}
-        listed = ', '.join(f'{name} {value:.1e}' for name, value in found.items())
-        print(f'{path.name}, {image.shape[1]} x {image.shape[2]}: {ours} detections, {theirs} in ONNX Runtime; {listed}', flush=True)
-    listed = ', '.join(f'{name} {value:.1e} of {TOLERANCES[name]}' for name, value in worst.items())
-    print(f'largest differences: {listed} (boxes in pixels, masks as 1 - IoU)')
-    if any(value > TOLERANCES[name] for name, value in worst.items()):
-        raise UserError(f'ONNX Runtime and PyTorch differ: do not deploy {out}')
+    for name in served_by(runtime):
+        worst = compare(model, open_file(out, name), NAMES[name], paths)
+        listed = ', '.join(f'{key} {value:.1e} of {TOLERANCES[key]}' for key, value in worst.items())
+        print(f'largest differences: {listed} (boxes in pixels, masks as 1 - IoU)')
+        if any(value > TOLERANCES[key] for key, value in worst.items()):
+            raise UserError(f'{NAMES[name]} and PyTorch differ: do not deploy {out}')

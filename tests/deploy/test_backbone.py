@@ -16,8 +16,10 @@ from torch.export import Dim
 
 from fca_mmdet import FcaResNet, MultiSpectralAttention
 from fca_mmdet.deploy import backbone
-from fca_mmdet.deploy.backbone import compare, take_features
+from fca_mmdet.deploy.backbone import compare, peers, take_features, write_features
+from fca_mmdet.deploy.runtime import open_file
 from fca_mmdet.detector import build_detector
+from fca_mmdet.errors import UserError
 
 UNSEEN = [(1, 97, 131), (3, 65, 257), (2, 130, 70)]
 
@@ -119,8 +121,8 @@ def test_mmcv_fuses_normalisations_into_convolutions(name):
 def test_the_onnx_command(tmp_path):
     said = run_python(TOOLS / 'export_onnx.py', SMALL, '--out', tmp_path / 'sub' / 'features.onnx', '--repeats', 1, cwd=tmp_path)
     assert 'no checkpoint: the weights are random' in said
-    errors = [float(error) for error in re.findall(r'difference (\S+) +PyTorch \d+ ms, ONNX Runtime \d+ ms \(\d', said)]
-    assert len(errors) == 5
+    errors = [float(error) for error in re.findall(r'difference (\S+) +PyTorch \d+ ms, (?:ONNX Runtime|OpenVINO) \d+ ms \(\d', said)]
+    assert len(errors) == 2 * 5
     assert max(errors) <= 1e-4
     assert [path.name for path in (tmp_path / 'sub').iterdir()] == ['features.onnx']
     graph = onnx.load(tmp_path / 'sub' / 'features.onnx').graph
@@ -150,11 +152,58 @@ def test_the_file_computes_the_features_of_the_checkpoint(tmp_path, monkeypatch,
         assert_same([torch.from_numpy(level) for level in session.run(None, dict(images=x.numpy()))], features(x))
     assert [output.name for output in session.get_outputs()] == [f'level{index}' for index in range(5)]
     detector.neck.fpn_convs[0].conv.weight *= -1
-    assert compare(features, tmp_path / 'features.onnx', 1) > 0.1
+    assert compare(features, open_file(tmp_path / 'features.onnx', 'onnxruntime'), 'ONNX Runtime', 1) > 0.1
     assert '1 x 3 x 97 x 131 difference ' in capsys.readouterr().out
     monkeypatch.setattr(backbone, 'TOLERANCE', 0)
     said = ending(command, capsys)
-    assert says(said, f'export_onnx: features differ by ..., more than 0: do not deploy {tmp_path}/features.onnx'), said
+    assert says(said, f'export_onnx: features differ by ... in ONNX Runtime, more than 0: do not deploy {tmp_path}/features.onnx'), said
+
+
+@torch.no_grad()
+@needs_a_later_compiler
+@pytest.mark.parametrize(
+    ('runtime', 'batch', 'products'), [('onnxruntime', 1, 16), ('onnxruntime', 2, 0), ('openvino', 1, 0), ('any', 1, 0)]
+)
+def test_the_product_form_is_for_one_image_in_onnx_runtime(tmp_path, runtime, batch, products):
+    """There the weights of a convolution are computed, not stored."""
+    model = built('bottlenecks')[0]
+    graph = write_features(model, tmp_path / 'a.onnx', runtime, batch).graph
+    stored = {tensor.name for tensor in graph.initializer}
+    assert sum(node.op_type == 'Conv' and node.input[1] not in stored for node in graph.node) == products
+    assert [bool(axis.dim_param) for axis in graph.input[0].type.tensor_type.shape.dim] == [False, False, True, True]
+    for name in ('onnxruntime', 'openvino') if runtime == 'any' else (runtime,):
+        run = open_file(tmp_path / 'a.onnx', name)
+        for height, width in ((97, 131), (32, 33), (160, 70)):
+            x = torch.randn(batch, 3, height, width)
+            assert_same([torch.from_numpy(level) for level in run({'images': x.numpy()})], model(x))
+
+
+@needs_a_later_compiler
+def test_beside_resnet_and_se(tmp_path):
+    config = tmp_path / 'config.py'
+    config.write_text(f'_base_ = {str(TINY)!r}\nmodel = dict(backbone=dict(depth=50), neck=dict(in_channels=[64, 128, 256, 512]))\n')
+    options = ['--out', 'a.onnx', '--batch', 1, '--runtime', 'onnxruntime', '--beside', '--repeats', 1]
+    said = run_python(TOOLS / 'export_onnx.py', config, *options, cwd=tmp_path)
+    assert 'Einsum' in said  # the file has the attention
+    assert re.findall(r'^ONNX Runtime: (ResNet|\+ SE|FCA) +\d+ ms  \d+\.\d\d$', said, re.MULTILINE) == ['ResNet', '+ SE', 'FCA']
+    assert len(re.findall('difference', said)) == 5
+    assert 'OpenVINO' not in said
+    assert [path.name for path in tmp_path.glob('*.onnx')] == ['a.onnx']
+
+
+def test_what_stands_beside():
+    cfg = Config.fromfile(TINY)
+    before = cfg.pretty_text
+    assert {name: build_detector(other).backbone.__class__.__name__ for name, other in peers(cfg).items()} == {'ResNet': 'ResNet'}
+    assert cfg.pretty_text == before
+    cfg.model.backbone.update(depth=50, reduction=8)
+    cfg.model.neck.in_channels = [64, 128, 256, 512]
+    squeezed = build_detector(peers(cfg)['+ SE']).backbone.layer2[0]
+    assert squeezed.after_conv3_plugin_names
+    assert getattr(squeezed, squeezed.after_conv3_plugin_names[0]).conv1.conv.out_channels == squeezed.conv3.out_channels // 8
+    cfg.model.backbone = dict(type='ResNet', depth=50)
+    with pytest.raises(UserError, match='--beside compares an FCA backbone with ResNet and SE, and this config has ResNet'):
+        peers(cfg)
 
 
 def test_a_detector_without_a_neck_gives_the_features_of_its_backbone():
@@ -170,4 +219,6 @@ def test_the_onnx_command_says_what_is_wrong(tmp_path, capsys):
     assert ending(f'export_onnx.py none.py --out {tmp_path}/a.onnx', capsys) == 'export_onnx: no config at none.py'
     missing = f'{tmp_path}/none.pth'
     assert ending(f'export_onnx.py "{SMALL}" {missing} --out {tmp_path}/a.onnx', capsys) == f'export_onnx: there is no checkpoint {missing}'
+    few = f'export_onnx.py "{SMALL}" --out {tmp_path}/a.onnx --batch 0'
+    assert ending(few, capsys) == 'export_onnx: --batch 0: give 1 or more, or leave it out for any batch'
     assert not (tmp_path / 'a.onnx').exists()

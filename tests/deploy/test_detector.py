@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from fca_mmdet import UserError
 from fca_mmdet.deploy import detector as room
 from fca_mmdet.deploy.detector import Exportable, differences
+from fca_mmdet.deploy.runtime import NAMES, open_file
 
 HEADS = {
     'a box and a mask per class': dict(bbox_head=dict(reg_class_agnostic=False), mask_head=dict(class_agnostic=False)),
@@ -120,12 +121,13 @@ def exported(tmp_path_factory):
 
 @pytest.mark.slow
 def test_the_command_compares_on_images_of_several_sizes(exported):
-    lines = re.findall(r'(\w).png, (\d+ x \d+): (\d+) detections, (\d+) in ONNX Runtime; (.*)', exported[2])
-    assert [line[0] for line in lines] == ['a', 'b', 'c']
-    assert [line[2] for line in lines] == [line[3] for line in lines]
-    assert [line[2] == '0' for line in lines] == [False, False, True]
-    worst = re.search(r'largest differences: boxes (\S+) of 0.1, scores (\S+) of 0.0001, masks (\S+) of 0.01', exported[2])
-    assert [float(value) <= bound for value, bound in zip(worst.groups(), (1e-2, 1e-5, 1e-3), strict=True)] == [True] * 3
+    for runtime in NAMES.values():
+        lines = re.findall(rf'(\w).png, (\d+ x \d+): (\d+) detections, (\d+) in {runtime}; (.*)', exported[2])
+        assert [line[0] for line in lines] == ['a', 'b', 'c']
+        assert [line[2] for line in lines] == [line[3] for line in lines]
+        assert [line[2] == '0' for line in lines] == [False, False, True]
+    for worst in re.findall(r'largest differences: boxes (\S+) of 0.1, scores (\S+) of 0.0001, masks (\S+) of 0.01', exported[2]):
+        assert [float(value) <= bound for value, bound in zip(worst, (1e-2, 1e-5, 1e-3), strict=True)] == [True] * 3
 
 
 @pytest.mark.slow
@@ -153,9 +155,9 @@ def test_a_detector_that_is_not_the_exported_one_is_told_apart(exported, part):
     trained, out, _ = exported
     model = detector(config(HEADS['a box and a mask per class'], score_thr=0.7))
     model.load_state_dict(trained.state_dict())
-    session = onnxruntime.InferenceSession(out, providers=['CPUExecutionProvider'])
+    run = open_file(out, 'onnxruntime')
     model.roi_head.get_submodule(part).weight.data *= 1.1 if part != 'mask_head.conv_logits' else -1.0
-    ours, theirs, found = differences(Exportable(model), session, picture((97, 131)))
+    ours, theirs, found = differences(Exportable(model), run, picture((97, 131)))
     assert (ours != theirs) == (part == 'bbox_head.fc_cls')
     assert (found['boxes'] > 0.1) == (part != 'mask_head.conv_logits')
     assert found['masks'] > 0.01
