@@ -171,7 +171,12 @@ def test_the_demo_works_in_a_folder_of_its_own():
     shown = 'show: ; @printf %s "$$WORK_DIR"'
     environment = {name: value for name, value in os.environ.items() if name != 'WORK_DIR'}
     said = subprocess.run(
-        ['make', '--eval', shown, 'show'], cwd=prepare.ROOT, check=True, text=True, stdout=subprocess.PIPE, env=environment
+        ['make', '-s', '--no-print-directory', '--eval', shown, 'show'],
+        cwd=prepare.ROOT,
+        check=True,
+        text=True,
+        stdout=subprocess.PIPE,
+        env=environment,
     )
     assert said.stdout == 'work_dirs/demo'
 
