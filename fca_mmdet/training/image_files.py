@@ -91,7 +91,7 @@ def is_whole(path: str) -> bool:
 def is_transparent(path: str) -> bool:
     """Tell whether a picture has transparent parts."""
     with Image.open(path) as picture:
-        return picture.convert('RGBA').getchannel('A').getextrema()[0] < 255
+        return bool(np.asarray(picture.convert('RGBA').getchannel('A')).min() < 255)
 
 
 def is_turned(path: str, picture: np.ndarray | None) -> bool:
