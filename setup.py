@@ -63,6 +63,7 @@ setup(
         'ray': ['ray'],
         'onnx': ['onnx', 'onnxscript', 'onnxruntime'],
         'openvino': ['openvino'],
+        'int8': ['openvino', 'nncf'],
         'test': ['pytest', 'pytest-xdist', 'hypothesis', 'scipy', 'psutil>=7.2', 'model-index', 'import-linter', 'ruff', 'mypy'],
     },
 )

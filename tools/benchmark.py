@@ -5,9 +5,11 @@
     python tools/benchmark.py sizes       # time against image area
     python tools/benchmark.py forms       # the two folded forms of a bottleneck, at sizes around that from which the other is faster
     python tools/benchmark.py attention   # the layer alone, beside squeeze-and-excitation and a global average
+    python tools/benchmark.py deployed    # inference in ONNX Runtime and OpenVINO, for any shape and for a fixed one
+    python tools/benchmark.py roofline    # predict the ratios on GPUs that are not at hand, from bytes and operations
     python tools/benchmark.py detector    # a training step of Mask R-CNN, on a GPU
     python tools/benchmark.py evaluation  # COCO's figures of 5000 images, by pycocotools and by hotcoco
-    python tools/benchmark.py record --out FILE.json  # all but operators and evaluation, in several settings
+    python tools/benchmark.py record --out FILE.json  # all but operators, roofline and evaluation, in several settings
 
 Each alternative runs in a process of its own, as in training or deployment. They take turns, so that other work on the machine slows all
 of them alike. All processes restart every three rounds, since each keeps the placement of its heap (not if compiled: that takes minutes).
@@ -21,8 +23,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from fca_mmdet.command import command
-from fca_mmdet.lab.benchmark import BACKBONES, RECORDED
-from fca_mmdet.lab.record import run_benchmark
+from fca_mmdet.lab.benchmark import BACKBONES, COMPARED, RECORDED
+from fca_mmdet.lab.record import MEASURED, run_benchmark
 from fca_mmdet.lab.timing import Setting
 
 
@@ -30,7 +32,8 @@ from fca_mmdet.lab.timing import Setting
 def main() -> None:
     """Parse the command line, measure, print, write."""
     parser = argparse.ArgumentParser(description='Time frequency channel attention beside its peers.')
-    parser.add_argument('what', choices=('backbone', 'operators', 'sizes', 'attention', 'forms', 'detector', 'evaluation', 'record'))
+    parts = ['backbone', *(part for part in MEASURED if part != 'backbones')]
+    parser.add_argument('what', choices=[*parts, 'evaluation', 'record'])
     parser.add_argument('--depth', type=int)
     parser.add_argument('--batch', type=int)
     parser.add_argument('--size', type=int, nargs=2, metavar=('HEIGHT', 'WIDTH'))
@@ -48,8 +51,8 @@ def main() -> None:
     arguments = vars(parser.parse_args())
     what, repeats, images, names, out = (arguments.pop(key) for key in ('what', 'repeats', 'images', 'backbones', 'out'))
     setting = Setting(**arguments | {'size': tuple(arguments['size'])})
-    possible = [name for name in BACKBONES if setting.depth >= 50 or name == 'ResNet' or 'FCA' in name]
-    names = names or [name for name in possible if name in RECORDED]
+    possible = [name for name in BACKBONES if setting.depth >= 50 or 'ResNet' in name or 'FCA' in name]
+    names = names or [name for name in possible if name in (COMPARED if what == 'deployed' else RECORDED)]
     if not set(names) <= set(possible):
         parser.error(f"the blocks of depth {setting.depth} have no plugin slot in mmdet's ResNet: choose --backbones from {possible}")
     names = list(dict.fromkeys(['ResNet', *names]))

@@ -211,6 +211,14 @@ def compare(model: Exportable, run: Run, name: str, paths: Sequence[Path]) -> di
     return worst
 
 
+def write_detector(model: Exportable, out: Path, runtime: str) -> onnx.ModelProto:
+    """Export a detector for an image of any size."""
+    example = torch.rand(1, 3, 160, 192), torch.tensor([150, 180])
+    outputs = ['boxes', 'scores', 'labels', 'masks'][: 4 if model.detector.with_mask else 3]
+    options = dict(opset_version=18, custom_translation_table=TRANSLATIONS)
+    return write_onnx(model, out, example, dict(image=(2, 3), size=()), outputs, runtime, **options)
+
+
 def export_detector(config: Path, checkpoint: Path, out: Path, images: Path, count: int, runtime: str = 'any') -> None:
     """Export a detector to ONNX, and compare the file with PyTorch on the first ``count`` images of a folder by name.
 
@@ -223,10 +231,7 @@ def export_detector(config: Path, checkpoint: Path, out: Path, images: Path, cou
     check_writable(out)
     model = Exportable(open_detector(config, checkpoint))
     print(f'exporting {config.stem} ...', flush=True)
-    example = torch.rand(1, 3, 160, 192), torch.tensor([150, 180])
-    outputs = ['boxes', 'scores', 'labels', 'masks'][: 4 if model.detector.with_mask else 3]
-    options = dict(opset_version=18, custom_translation_table=TRANSLATIONS)
-    graph = write_onnx(model, out, example, dict(image=(2, 3), size=()), outputs, runtime, **options).graph
+    graph = write_detector(model, out, runtime).graph
     print(f'{out}: {out.stat().st_size / 2**20:.1f} MiB, {len(graph.node)} nodes')
     for name in served_by(runtime):
         worst = compare(model, open_file(out, name), NAMES[name], paths)

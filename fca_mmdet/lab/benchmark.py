@@ -1,7 +1,7 @@
 """Benchmark backbones with their attentions, a detector with each of them, the layer alone, and both forms of a folded block."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 from unittest.mock import patch
@@ -12,16 +12,26 @@ from mmdet.models.backbones import ResNet
 from mmdet.testing import demo_mm_inputs
 from mmengine.hub import get_config
 from mmengine.logging import MMLogger
+from mmengine.model.efficient_conv_bn_eval import turn_on_efficient_conv_bn_eval_for_single_model
 from torch import Tensor, nn
 
 from .. import EfficientChannelAttention, FcaBottleneck, FcaResNet, MultiSpectralAttention, SqueezeExcitation, folding
 from ..detector import build_detector
 from . import cost
-from .cost import describe_setting, measure_table
+from .cost import describe_setting
 from .timing import Setting, in_turns, workers
+
+
+def fused_resnet(**arguments: Any) -> ResNet:
+    """Build mmdet's ResNet with mmengine's ``efficient_conv_bn_eval``, which folds frozen normalisations into the convolutions too."""
+    backbone = ResNet(**arguments)
+    turn_on_efficient_conv_bn_eval_for_single_model(backbone)
+    return backbone
+
 
 BACKBONES: dict[str, Callable[..., ResNet]] = {
     'ResNet': ResNet,
+    'ResNet, efficient eval': fused_resnet,
     '+ SE': partial(ResNet, plugins=[dict(cfg=dict(type=SqueezeExcitation), position='after_conv3')]),
     '+ ECA': partial(ResNet, plugins=[dict(cfg=dict(type=EfficientChannelAttention), position='after_conv3')]),
     '+ GC': partial(ResNet, plugins=[dict(cfg=dict(type=ContextBlock, ratio=1 / 16), position='after_conv3')]),
@@ -31,6 +41,7 @@ BACKBONES: dict[str, Callable[..., ResNet]] = {
 }
 """The backbones to compare. ResNet is the first: ratios are to it."""
 RECORDED = [name for name in BACKBONES if 'ignoring' not in name]
+COMPARED = ['ResNet', '+ SE', '+ FCA, readable', '+ FCA, folded']
 
 
 class Subject(cost.Subject):
@@ -119,20 +130,3 @@ def measure_forms(setting: Setting, repeats: int) -> list[dict]:
             ratios = '   '.join(f'{mode} {row["ratio"]:.2f}' for mode, row in rows.items())
             print(f'z {planes} x {side} x {side}, {ratio:2} pixels per channel: product / gate   {ratios}', flush=True)
     return found
-
-
-MEASURED: dict[str, Callable[[Setting, Sequence[str], int], list[dict]]] = {
-    # The compiler chooses what compiled code keeps for backward.
-    'backbones': lambda setting, names, repeats: [
-        measure_table(setting, names, ['inference', 'training'], ['peak'] if setting.compile else ['peak', 'saved'], repeats, Subject)
-    ],
-    'operators': lambda setting, names, repeats: measure_operators(setting, names),
-    'sizes': lambda setting, names, repeats: [
-        measure_table(replace(setting, size=(side, side)), names, ['inference'], [], repeats, Subject)
-        for side in (320, 480, 640, 800, 1120, 1600)
-    ],
-    'attention': lambda setting, names, repeats: measure_attention(setting, repeats),
-    'forms': lambda setting, names, repeats: measure_forms(setting, repeats),
-    'detector': lambda setting, names, repeats: [measure_table(setting, names, ['training'], ['peak'], repeats, Detector)],
-}
-"""The measurement of each part of a record, given a setting, the names of backbones and a number of rounds."""

@@ -91,12 +91,14 @@ def describe_setting(setting: dict) -> str:
     """Describe a setting in words."""
     switches = {'channels_last': 'channels_last', 'compile': 'compiled', 'keep_pages': 'allocator keeps pages'}
     options = [words for name, words in switches.items() if setting[name]]
+    if setting['runtime'] != 'torch':
+        options += [setting['runtime'], 'fixed shape' if setting['fixed'] else 'any shape']
     height, width = setting['size']
     return ', '.join([f'depth {setting["depth"]}', f'{setting["batch"]} x 3 x {height} x {width}', setting['dtype'], *options])
 
 
 def measure_table(
-    setting: Setting, names: Sequence[str], times: Sequence[str], once: Sequence[str], repeats: int, kind: type[Subject]
+    setting: Setting, names: Sequence[str], times: Sequence[str], once: Sequence[str], repeats: int, kind: Callable[[str, Setting], Subject]
 ) -> dict:
     """Measure and print one setting's table. The methods in ``times`` are called in every round, those in ``once`` at the end."""
     series: dict[str, dict[str, list[float]]] = {action: {name: [] for name in names} for action in times}

@@ -11,14 +11,33 @@ import torch
 
 from ..errors import UserError
 from ..files import check_writable, write_whole
-from .benchmark import MEASURED, RECORDED
-from .cost import MODES, describe_setting
+from .benchmark import COMPARED, RECORDED, Detector, Subject, measure_attention, measure_forms, measure_operators
+from .cost import MODES, describe_setting, measure_table
+from .deployed import measure_deployed
 from .evaluation_speed import measure_evaluation
 from .machine import machine, origin
 from .plots import plt, write_figure
+from .roofline import predict
 from .timing import Setting
 
 Found = dict[str, list[dict]]  # the measurements of each part
+MEASURED: dict[str, Callable[[Setting, Sequence[str], int], list[dict]]] = {
+    # The compiler chooses what compiled code keeps for backward.
+    'backbones': lambda setting, names, repeats: [
+        measure_table(setting, names, ['inference', 'training'], ['peak'] if setting.compile else ['peak', 'saved'], repeats, Subject)
+    ],
+    'operators': lambda setting, names, repeats: measure_operators(setting, names),
+    'sizes': lambda setting, names, repeats: [
+        measure_table(replace(setting, size=(side, side)), names, ['inference'], [], repeats, Subject)
+        for side in (320, 480, 640, 800, 1120, 1600)
+    ],
+    'attention': lambda setting, names, repeats: measure_attention(setting, repeats),
+    'forms': lambda setting, names, repeats: measure_forms(setting, repeats),
+    'deployed': measure_deployed,
+    'roofline': lambda setting, names, repeats: predict(setting, names),
+    'detector': lambda setting, names, repeats: [measure_table(setting, names, ['training'], ['peak'], repeats, Detector)],
+}
+"""The measurement of each part of a record, given a setting, the names of backbones and a number of rounds."""
 
 
 def record(base: Setting, repeats: int, found: Found, save: Callable[[Found], None]) -> None:
@@ -26,21 +45,24 @@ def record(base: Setting, repeats: int, found: Found, save: Callable[[Found], No
 
     On a CPU, backbones are measured in the modes that users choose; on a GPU, in float32 and under autocast.
     """
-    plain, readable, brief = RECORDED, ['ResNet', '+ FCA, readable', '+ FCA, folded'], ['ResNet', '+ FCA, folded']
+    readable, brief = ['ResNet', '+ FCA, readable', '+ FCA, folded'], ['ResNet', '+ FCA, folded']
     parts = {'sizes': ([base], readable, repeats), 'attention': ([base], [], 3 * repeats), 'forms': ([base], [], repeats)}
     if base.device == 'cpu':
-        last, kept, compiled = dict(channels_last=True), dict(keep_pages=True), dict(compile=True)
-        modes: list[dict] = [{}, dict(batch=2), last, last | compiled, dict(depth=101), kept, last | kept, last | kept | compiled]
-        settings = [(replace(base, **mode), brief if mode else plain) for mode in modes]
+        last, half, compiled, kept = dict(channels_last=True), dict(dtype='bfloat16'), dict(compile=True), dict(keep_pages=True)
+        modes: list[tuple[dict, list[str]]] = [({}, RECORDED), (half | last, RECORDED), (last, COMPARED), (half, COMPARED)]
+        modes += [(half | last | compiled, COMPARED), (last | compiled, COMPARED)]
+        modes += [(mode, brief) for mode in (dict(batch=2), dict(depth=101), kept, last | kept)]
+        settings = [(replace(base, **mode), names) for mode, names in modes]
+        parts = {'deployed': ([base], COMPARED, repeats), **parts}
     else:
         settings = [
-            (replace(base, depth=depth, batch=2, channels_last=last, dtype=dtype), plain if depth == 50 else brief)
+            (replace(base, depth=depth, batch=2, channels_last=last, dtype=dtype), RECORDED if depth == 50 else brief)
             for depth in (50, 101)
             for last in (False, True)
             for dtype in ('float32', 'float16', 'bfloat16')
         ]
         under = [replace(base, batch=2, dtype=dtype) for dtype in ('float32', 'float16')]
-        parts['detector'] = under, ['ResNet', '+ SE', *readable[1:]], repeats
+        parts['detector'] = under, COMPARED, repeats
     done = {json.dumps(row['setting']) for row in found.setdefault('backbones', [])}
     for setting, names in settings:
         if json.dumps(asdict(setting)) not in done:
@@ -73,7 +95,7 @@ def read_record(out: Path, device: str) -> Found:
 def markdown(result: dict) -> str:
     """Format the tables of a record as a page."""
     lines = [f'Made by `{result["command"]}`', '', *(f'- {key}: {value}' for key, value in result['machine'].items()), '']
-    for measured in [*result['backbones'], *result.get('detector', [])]:
+    for measured in [*result['backbones'], *result.get('deployed', []), *result.get('detector', [])]:
         table = measured['table']
         lines += [f'### {describe_setting(measured["setting"])}', '', f'| | {" | ".join(table)} |', '|---|' + '---|' * len(table)]
         for name in next(iter(table.values())):

@@ -19,7 +19,11 @@ from ..errors import UserError
 
 @dataclass(frozen=True)
 class Setting:
-    """The conditions of a measurement. A ``dtype`` other than float32 means autocast; ``keep_pages`` tells glibc to return no memory."""
+    """The conditions of a measurement.
+
+    A ``dtype`` other than float32 means autocast; ``keep_pages`` tells glibc to return no memory. ``fixed`` tells a ``runtime`` other than
+    torch the shape of the images beforehand.
+    """
 
     depth: int = 50
     batch: int = 1
@@ -30,6 +34,8 @@ class Setting:
     device: str = 'cpu'
     threads: int = torch.get_num_threads()
     keep_pages: bool = False
+    runtime: str = 'torch'
+    fixed: bool = False
 
     @property
     def memory_format(self) -> torch.memory_format:

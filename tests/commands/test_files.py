@@ -72,6 +72,7 @@ FILES = {
             'convert_checkpoint.py none.pth --to ours --dry-run': 'convert_checkpoint: there is no checkpoint none.pth',
             'export_onnx.py config.py none.pth --out a.onnx': 'export_onnx: there is no checkpoint none.pth',
             'export_detector.py config.py none.pth --out a.onnx --images data/images': 'export_detector: there is no checkpoint none.pth',
+            'quantize_detector.py config.py none.pth --out a.xml': 'quantize_detector: there is no checkpoint none.pth',
             'visualize.py config.py none.pth image.png --out a.png': 'visualize: there is no checkpoint none.pth',
         },
         'a checkpoint that is an image': {
@@ -190,6 +191,7 @@ HOSTILE = {
     'convert_checkpoint.py hostile.pth --to ours --dry-run': f'convert_checkpoint: hostile.pth{REFUSED}',
     'export_onnx.py config.py hostile.pth --out a.onnx': f'export_onnx: hostile.pth{REFUSED}',
     'export_detector.py config.py hostile.pth --out a.onnx --images data/images': f'export_detector: hostile.pth{REFUSED}',
+    'quantize_detector.py config.py hostile.pth --out a.xml': f'quantize_detector: hostile.pth{REFUSED}',
     'visualize.py config.py hostile.pth image.png --out a.png': f'visualize: hostile.pth{REFUSED}',
     'batching.py --model config.py hostile.pth --images data/images --out a.json': f'batching: hostile.pth{REFUSED}',
     'spectrum.py config.py hostile.pth --images data/images --out a.png': f'spectrum: hostile.pth{REFUSED}',

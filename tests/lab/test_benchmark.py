@@ -5,13 +5,15 @@ import re
 import subprocess
 import sys
 from contextlib import contextmanager
+from dataclasses import replace
 
+import pytest
 import torch
-from helpers import TOOLS
+from helpers import TOOLS, needs_a_later_compiler
 from matplotlib import pyplot as plt
 
 from fca_mmdet import folding
-from fca_mmdet.lab import benchmark
+from fca_mmdet.lab import benchmark, deployed
 from fca_mmdet.lab.timing import Setting
 
 
@@ -66,10 +68,54 @@ def test_where_a_training_step_spends_its_time(monkeypatch, capsys):
         assert re.search(rf'^  {re.escape(name)} .*convolution_backward \d+', said, re.MULTILINE)
 
 
+@pytest.mark.slow
+@needs_a_later_compiler
+def test_deployed_backbones(tmp_path):
+    out = tmp_path / 'deployed.json'
+    result = run('deployed', '--size', 64, 96, '--repeats', 1, '--backbones', '+ FCA, folded', '--out', out)
+    assert result.returncode == 0, result.stderr
+    modes = [
+        (row['setting']['runtime'], row['setting']['dtype'], row['setting']['fixed']) for row in json.loads(out.read_text())['deployed']
+    ]
+    runtimes = [('onnxruntime', 'float32'), ('openvino', 'float32'), ('openvino', 'bfloat16')]
+    assert modes == [(*runtime, fixed) for runtime in runtimes for fixed in (False, True)]
+    assert 'depth 50, 1 x 3 x 64 x 96, bfloat16, openvino, fixed shape' in result.stdout
+    assert len(re.findall(r'\+ FCA, folded +inference +\d+ ms \d\.\d\d', result.stdout)) == 6
+
+
+@needs_a_later_compiler
+def test_a_deployed_backbone_computes_its_features(tmp_path):
+    """And the settings share its files, except that ONNX Runtime has one of its own for a fixed shape."""
+    for mode in deployed.MODES:
+        setting = replace(Setting(size=(64, 96), threads=torch.get_num_threads()), **mode)
+        subject = deployed.Deployed('+ FCA, folded', setting, tmp_path)
+        with torch.no_grad():
+            expected = subject.model(subject.x)
+        for level, found in zip(expected, subject._forward(), strict=True):
+            error = (torch.from_numpy(found) - level).abs().max() / level.abs().max()
+            assert error < (0.1 if setting.dtype == 'bfloat16' else 1e-4)
+        assert subject.inference() > 0
+    fixed = '+ FCA, folded, fixed shape'
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['+ FCA, folded, any shape.onnx', f'{fixed}, product.onnx', f'{fixed}.onnx']
+
+
+def test_the_peer_of_the_fold_computes_what_resnet_does():
+    setting = Setting(depth=18, size=(64, 96), threads=torch.get_num_threads())
+    plain, fused = (benchmark.Subject(name, setting) for name in ('ResNet', 'ResNet, efficient eval'))
+    fused.model.load_state_dict(plain.model.state_dict())
+    for ours, theirs in zip(fused.model(plain.x), plain.model(plain.x), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    assert 'aten::native_batch_norm' in plain.operators()
+    assert 'aten::native_batch_norm' not in fused.operators()
+
+
 def test_a_backbone_that_a_depth_does_not_allow():
     result = run('backbone', '--depth', 18, '--backbones', '+ SE')
     assert result.returncode == 2
-    assert "the blocks of depth 18 have no plugin slot in mmdet's ResNet: choose --backbones from ['ResNet', " in result.stderr
+    assert (
+        "the blocks of depth 18 have no plugin slot in mmdet's ResNet: choose --backbones from ['ResNet', 'ResNet, efficient eval', "
+        in result.stderr
+    )
 
 
 def test_the_layer_alone(capsys):

@@ -27,7 +27,7 @@ def test_an_interrupted_record_goes_on(monkeypatch):
         return [{'setting': json.loads(json.dumps(dataclasses.asdict(setting)))}]
 
     monkeypatch.setitem(record.MEASURED, 'backbones', backbones)
-    for name in ('sizes', 'attention', 'forms'):
+    for name in ('deployed', 'sizes', 'attention', 'forms'):
         monkeypatch.setitem(record.MEASURED, name, lambda *_, name=name: [name])
     with pytest.raises(KeyboardInterrupt):
         record.record(Setting(), 3, saved, saved.update)
@@ -36,7 +36,7 @@ def test_an_interrupted_record_goes_on(monkeypatch):
     record.record(Setting(), 3, saved, saved.update)
     settings = [row['setting'] for row in saved['backbones']]
     assert all(settings.count(setting) == 1 for setting in settings)
-    assert len(settings) == 8
+    assert len(settings) == 10
     assert saved['forms'] == ['forms']
 
 
@@ -59,7 +59,7 @@ def test_the_published_record_is_complete(monkeypatch):
     for name in record.MEASURED:
         monkeypatch.setitem(record.MEASURED, name, lambda *_, name=name: pytest.fail(f'{name} would be measured again'))
     found = record.read_record(PUBLISHED, 'cpu')
-    assert list(found) == ['backbones', 'sizes', 'attention', 'forms']
+    assert list(found) == ['backbones', 'deployed', 'sizes', 'attention', 'forms']
     record.record(Setting(threads=2), 9, found, lambda found: None)
 
 
@@ -84,7 +84,7 @@ def test_nothing_to_measure(option):
 def test_a_part_does_not_replace_a_record(tmp_path):
     out = tmp_path / 'cpu.json'
     for text, message in {
-        PUBLISHED.read_text(): r'cpu.json has attention, forms, sizes too, which would be lost: name another file with --out$',
+        PUBLISHED.read_text(): r'cpu.json has attention, deployed, forms, sizes too, which would be lost: name another file with --out$',
         '{"sizes": [1': r'cpu.json is not a record \(.*\): name another file with --out$',
         '[]\n[': r'cpu.json is not a record \(.*\): name another file with --out$',
         '["a"]': r'cpu.json is not a record: name another file with --out$',
@@ -132,7 +132,7 @@ def test_bars_are_ratios(drawn, tmp_path):
         assert [label.get_text() for label in row[0].get_yticklabels()] == list(reversed(measured['table']['inference']))
         assert not any(label.get_text() for label in row[1].get_yticklabels())
         assert row[0].get_ylabel() == record.describe_setting(measured['setting']).replace(', ', '\n')
-    assert axes[3, 0].get_ylabel() == 'depth 50\n1 x 3 x 800 x 1344\nfloat32\nchannels_last\ncompiled'
+    assert axes[5, 0].get_ylabel() == 'depth 50\n1 x 3 x 800 x 1344\nfloat32\nchannels_last\ncompiled'
 
 
 def test_lines_over_image_size(drawn, tmp_path):

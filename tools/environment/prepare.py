@@ -238,7 +238,7 @@ def prepare(stack: str, venv: Path, torch: str = TESTED_TORCH, wheels: str | Non
     torchvision = f'torchvision==0.{int(minor) + TORCHVISION_MINOR}.{patch}'
     run([python, '-m', 'pip', 'install', '--quiet', *beside, torchvision, 'timm==1.0.31'], f'installing {torchvision} and timm')
     run(
-        [*pip, '--no-build-isolation', '-e', f'{ROOT}[evaluation,experiments,onnx,openvino,ray,test]'],
+        [*pip, '--no-build-isolation', '-e', f'{ROOT}[evaluation,experiments,int8,onnx,ray,test]'],
         'installing fca_mmdet and the test tools',
     )
     stamp.write_text(wanted)
