@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .errors import check_count
+from .errors import CheckpointError, check_count
 from .frequency import Frequencies, Frequency, resolve_frequencies
 from .projection import ValidPart, current_valid_part, project_affine
 from .squeeze import BASES, Projected
@@ -46,8 +46,9 @@ class MultiSpectralAttention(nn.Module):
             height. They are scaled by ``dct_size // 7``; on a grid below 7, pairs are the grid's own indices. With
             ``basis='searched'``, only their number counts.
         reduction: the hidden layer of the excitation has ``C // reduction`` channels.
-        basis: ``dct``, or a variant of the paper's ablation: ``learned_dct``, ``random``, ``learned_random``; ``searched`` learns the
-            frequency of each group (``FrequencySelection``). ``squeeze.BASES`` has the class of each.
+        basis: ``dct``; a variant of the paper's ablation: ``learned_dct``, ``random``, ``learned_random``; orthonormal ones without
+            frequencies: ``orthogonal``, ``orthogonal_separable``, ``haar``, for which pairs are the indices of vectors; or ``searched``,
+            which learns the frequency of each group (``FrequencySelection``). ``squeeze.BASES`` has the class of each.
         init_cfg: mmengine's.
 
     Raises:
@@ -153,7 +154,13 @@ class MultiSpectralAttention(nn.Module):
         return None if valid is None or self.stride is None else valid.at(self.stride)
 
     def _load_from_state_dict(self, state_dict: MutableMapping[str, Tensor], prefix: str, *args: Any) -> None:
-        """Accept a search stored by version 0.1, which kept the selection one level up."""
+        """Accept a search stored by version 0.1, which kept the selection one level up. Refuse weights without the basis they need."""
+        missing = [name for name in self.dct_layer.required if f'{prefix}dct_layer.{name}' not in state_dict]
+        if missing and f'{prefix}fc.0.weight' in state_dict:
+            raise CheckpointError(
+                f'{prefix}dct_layer.{missing[0]} is not in the checkpoint, whose attention was trained with another basis than '
+                f'basis={self.basis!r}: configure that, or start from weights without attention'
+            )
         for name in ('selection.logits', 'selection.temperature'):
             if prefix + name in state_dict:
                 state_dict[f'{prefix}dct_layer.{name}'] = state_dict.pop(prefix + name)

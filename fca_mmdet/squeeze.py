@@ -7,6 +7,7 @@ An attention holds its squeeze as ``dct_layer``, the name in published checkpoin
 checkpoints it refuses. To add a basis, write a class and enter it in ``BASES``.
 """
 
+import math
 from collections.abc import Mapping, MutableMapping
 from typing import Any, ClassVar
 
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from .dct import describe_basis, full_basis, pooling_matrix, same_basis, show_grid
 from .errors import CheckpointError, check_count
 from .frequency import CANDIDATES, SPECTRUM, Frequencies, Frequency
-from .projection import ValidPart, maps_for, project
+from .projection import ValidPart, in_terms, maps_for, project
 
 
 class Squeeze(nn.Module):
@@ -27,6 +28,9 @@ class Squeeze(nn.Module):
         grid: (height, width) in cells, to which feature maps are pooled.
         frequencies: the (u, v) pair of each of the F groups of channels; F divides C.
     """
+
+    required: ClassVar[tuple[str, ...]] = ()
+    """What a checkpoint with an attention must store, since this basis cannot be computed."""
 
     def __init__(self, channels: int, grid: tuple[int, int], frequencies: tuple[Frequency, ...]):
         super().__init__()
@@ -119,6 +123,10 @@ class FixedDct(Projected):
 
     def _load_from_state_dict(self, state_dict: MutableMapping[str, Tensor], prefix: str, *args: Any) -> None:
         """Refuse another basis; mmengine would only warn."""
+        if f'{prefix}rows' in state_dict:
+            raise CheckpointError(
+                f'{prefix}rows in the checkpoint belongs to another basis, haar or orthogonal_separable: configure it, or use other weights'
+            )
         stored = state_dict.pop(f'{prefix}weight', None)
         if stored is not None:
             computed = full_basis(self.configured, self.grid, self.channels)
@@ -168,6 +176,37 @@ class Random(PerChannel):
     """A fixed random tensor."""
 
 
+class Orthogonal(PerChannel):
+    """Fixed random filters, orthonormal within each group of channels (OrthoNets, https://arxiv.org/abs/2311.03071).
+
+    A group of more channels than the grid has cells is split, in order, into parts of at most so many, each orthonormal.
+    """
+
+    required = ('weight',)
+
+    def initial(self) -> Tensor:
+        """Draw the filters, ``[C, h, w]``."""
+        filters = [nn.init.orthogonal_(torch.empty(count, math.prod(self.grid))) for count in self._parts()]
+        return torch.cat(filters).unflatten(1, self.grid)
+
+    def _parts(self) -> list[int]:
+        group = torch.arange(self.channels // len(self.configured))
+        return [len(part) for _ in self.configured for part in group.split(math.prod(self.grid))]
+
+    def _load_from_state_dict(self, state_dict: MutableMapping[str, Tensor], prefix: str, *args: Any) -> None:
+        """Refuse filters that are not orthonormal, such as those of another basis."""
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        stored = state_dict.get(f'{prefix}weight')
+        if stored is None:
+            return
+        parts = stored.detach().double().cpu().flatten(1).split(self._parts())
+        if any((part @ part.T - torch.eye(len(part))).abs().max() > 1e-2 for part in parts):  # float16 rounds by 1e-3
+            raise CheckpointError(
+                f'{prefix}weight is {describe_basis(stored)} in the checkpoint, and not orthonormal within each group of channels: '
+                'configure what the checkpoint has, or use other weights'
+            )
+
+
 class LearnedRandom(PerChannel):
     """A learned tensor that starts random."""
 
@@ -182,6 +221,81 @@ class LearnedDct(PerChannel):
     def initial(self) -> Tensor:
         """Compute the fixed DCT, ``[C, h, w]``."""
         return full_basis(self.configured, self.grid, self.channels)
+
+
+class Separable(Projected):
+    """Outer products of the vectors of two one-dimensional orthonormal bases: orthonormal too, and rank one, so that blocks run folded.
+
+    The pair (u, v) of a group chooses vector u along the height and vector v along the width. State: the buffers ``rows``, ``[F, h]``, and
+    ``columns``, ``[F, w]``.
+    """
+
+    required = ('rows', 'columns')
+    rows: Tensor
+    columns: Tensor
+
+    def __init__(self, channels: int, grid: tuple[int, int], frequencies: tuple[Frequency, ...]):
+        super().__init__(channels, grid, frequencies)
+        for name, length, indices in zip(self.required, grid, zip(*frequencies, strict=True), strict=True):
+            self.register_buffer(name, self.vectors(length)[list(indices)])
+
+    @staticmethod
+    def vectors(length: int) -> Tensor:
+        """Return a one-dimensional orthonormal basis, ``[length, length]``, float32."""
+        raise NotImplementedError('a subclass defines the vectors')
+
+    def settings(self) -> dict[str, str]:
+        """Return the grid and the basis."""
+        return {**super().settings(), 'basis': type(self).__name__}
+
+    def maps(self, x: Tensor, valid: ValidPart | None = None) -> Tensor:
+        """Return the outer products of the pooled vectors."""
+        heights, widths = (None, None) if valid is None else valid.sizes.unbind(1)
+        rows = self.rows.double() @ pooling_matrix(x.shape[2], self.grid[0], x.device, heights)
+        columns = self.columns.double() @ pooling_matrix(x.shape[3], self.grid[1], x.device, widths)
+        return in_terms(rows[..., :, None] * columns[..., None, :], x.dtype)
+
+    def _load_from_state_dict(self, state_dict: MutableMapping[str, Tensor], prefix: str, *args: Any) -> None:
+        """Refuse vectors of another grid or number of groups."""
+        for name in self.required:
+            check_shape(state_dict, prefix + name, getattr(self, name), 'use the grid and as many frequencies as the checkpoint has')
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class OrthogonalSeparable(Separable):
+    """Random orthonormal vectors: orthogonality without frequencies, at the cost of a DCT component."""
+
+    @staticmethod
+    def vectors(length: int) -> Tensor:
+        """Draw an orthonormal basis."""
+        return nn.init.orthogonal_(torch.empty(length, length))
+
+
+class Haar(Separable):
+    """Two-dimensional Haar functions (WaveNet-C, https://arxiv.org/abs/2211.02695), on a grid whose sides are powers of two.
+
+    Example:
+        >>> Haar.vectors(4)
+        tensor([[ 0.5000,  0.5000,  0.5000,  0.5000],
+                [ 0.5000,  0.5000, -0.5000, -0.5000],
+                [ 0.7071, -0.7071,  0.0000, -0.0000],
+                [ 0.0000, -0.0000,  0.7071, -0.7071]])
+    """
+
+    @classmethod
+    def check_grid(cls, grid: tuple[int, int], frequencies: Frequencies) -> None:
+        """Raise a ``ValueError`` for a side that is not a power of two too."""
+        if any(size & (size - 1) for size in grid):
+            raise ValueError(f"dct_size={show_grid(grid)}: basis='haar' needs powers of two, such as (64, 32, 16, 8) for the stages")
+        super().check_grid(grid, frequencies)
+
+    @staticmethod
+    def vectors(length: int) -> Tensor:
+        """Compute the Haar basis: the mean, then differences from the coarsest to the finest, from left to right."""
+        basis, sides = torch.ones(1, 1), torch.tensor([[1.0, 1.0], [1.0, -1.0]]) / 2**0.5
+        while len(basis) < length:
+            basis = torch.cat([torch.kron(basis, sides[:1]), torch.kron(torch.eye(len(basis)), sides[1:])])
+        return basis
 
 
 class FrequencySelection(nn.Module):
@@ -341,6 +455,9 @@ BASES: dict[str, type[Squeeze]] = {
     'learned_dct': LearnedDct,
     'random': Random,
     'learned_random': LearnedRandom,
+    'orthogonal': Orthogonal,
+    'orthogonal_separable': OrthogonalSeparable,
+    'haar': Haar,
     'searched': SearchedDct,
 }
 """The class for each value of ``basis=``."""

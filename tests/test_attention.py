@@ -60,7 +60,7 @@ def test_agrees_with_the_slow_oracle(size, grid, dtype):
 
 @pytest.mark.parametrize('basis', BASES)
 def test_gradients(basis):
-    attention = MultiSpectralAttention(4, 7, 'low2', reduction=2, basis=basis).double()
+    attention = MultiSpectralAttention(4, 8 if basis == 'haar' else 7, 'low2', reduction=2, basis=basis).double()
     x = torch.rand(2, 4, 5, 9, dtype=torch.float64, requires_grad=True)
     parameters = dict(attention.named_parameters())
 
@@ -202,7 +202,10 @@ def test_is_registered():
         (dict(in_channels=64, frequencies=[(7, 0)]), r'frequency \(7, 0\) is outside the spectrum'),
         (dict(in_channels=16, reduction=17), r'reduction=17 must be from 1 to in_channels=16'),
         (dict(in_channels=16, reduction=0), r'reduction=0 must be from 1 to in_channels=16'),
-        (dict(in_channels=16, basis='dst'), r"unknown basis 'dst': use one of dct, learned_dct, random, learned_random, searched"),
+        (
+            dict(in_channels=16, basis='dst'),
+            r"unknown basis 'dst': use one of dct, learned_dct, random, learned_random, orthogonal, ",
+        ),
     ],
 )
 def test_constructor_errors(arguments, message):

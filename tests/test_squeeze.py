@@ -25,7 +25,7 @@ from helpers import (
 )
 from mmengine.model import ExponentialMovingAverage
 from mmengine.optim import build_optim_wrapper
-from mmengine.runner.checkpoint import get_state_dict, load_checkpoint, weights_to_cpu
+from mmengine.runner.checkpoint import get_state_dict, load_checkpoint, load_state_dict, weights_to_cpu
 from torch import nn
 from torch.nn import functional as F
 
@@ -53,6 +53,11 @@ def searched(module: nn.Module, temperature: float = 0.7) -> nn.Module:
             nn.init.normal_(selection.logits, generator=generator)
             selection.temperature.fill_(temperature)
     return module
+
+
+def load_with_mmengine(module: nn.Module, state: dict) -> None:
+    """As a ``Pretrained`` checkpoint is loaded."""
+    load_state_dict(module, state)
 
 
 @pytest.mark.parametrize('valid', [None, [(9, 13), (4, 6)]])
@@ -387,6 +392,97 @@ def test_weights_of_a_fixed_basis_are_refused_and_those_without_attention_taken(
     assert {name for name in missing if '.att.' not in name} == {'selection.logits', 'selection.temperature'}
 
 
+ORTHONORMAL = {'orthogonal': 14, 'orthogonal_separable': 14, 'haar': 16}
+
+
+def filters(attention: MultiSpectralAttention) -> torch.Tensor:
+    """The filter of each channel on the grid, ``[C, h, w]``."""
+    squeeze = attention.dct_layer
+    if not isinstance(squeeze, Projected):
+        return squeeze.weight
+    maps = squeeze.rows[:, :, None] * squeeze.columns[:, None, :]
+    return maps.repeat_interleave(attention.in_channels // len(maps), 0)
+
+
+@pytest.mark.parametrize(('channels', 'grid'), [(64, 14), (256, 16), (1024, 7), (48, 8)])
+def test_orthogonal_filters_are_orthonormal_within_a_group(channels, grid):
+    """Where a group has more channels than the grid has cells, in parts of so many."""
+    weight = MultiSpectralAttention(channels, grid, 'low4', basis='orthogonal').dct_layer.weight.flatten(1).double()
+    for group in weight.split(channels // 4):
+        for part in group.split(grid * grid):
+            torch.testing.assert_close(part @ part.T, torch.eye(len(part), dtype=torch.float64), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize('basis', ['orthogonal_separable', 'haar'])
+@pytest.mark.parametrize('frequencies', ['top16', 'low8', [(0, 0), (0, 5), (6, 0)]])
+def test_separable_maps_are_orthonormal(basis, frequencies):
+    attention = MultiSpectralAttention(48, (8, 16), frequencies, basis=basis)
+    maps = filters(attention)[:: 48 // len(attention.frequencies)].flatten(1)
+    torch.testing.assert_close(maps @ maps.T, torch.eye(len(maps)), atol=1e-5, rtol=0)
+    if basis == 'haar':
+        torch.testing.assert_close(maps[0], torch.full((128,), 128**-0.5))  # the mean, as in the DCT
+
+
+@pytest.mark.parametrize('basis', ORTHONORMAL)
+@pytest.mark.parametrize('valid', [None, [(9, 13), (4, 6)]])
+def test_an_orthonormal_basis_squeezes_the_pooled_map(basis, valid):
+    """Against torch's own adaptive pooling, image by image."""
+    attention = MultiSpectralAttention(32, (16, 8) if basis == 'haar' else (14, 7), 'low4', basis=basis)
+    attention.stride, x = 1, torch.randn(2, 32, 9, 13)
+    with within(None if valid is None else ValidPart(torch.tensor(valid))):
+        freq = attention.squeeze(x)
+    for image, found, size in zip(x, freq, valid or [(9, 13)] * 2, strict=True):
+        pooled = F.adaptive_avg_pool2d(image[:, : size[0], : size[1]], attention.grid)
+        torch.testing.assert_close(found, (pooled * filters(attention)).sum((1, 2)), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize('basis', ['orthogonal_separable', 'haar'])
+def test_a_separable_basis_folds_and_exports(basis, monkeypatch):
+    backbone = with_statistics(FcaResNet(basis=basis, **SHALLOW | dict(depth=50, dct_size=(16, 8, 8, 8))))
+    x = torch.rand(2, 3, 65, 97)
+    with folded_calls(monkeypatch) as calls, torch.no_grad():
+        folded = backbone(x)
+        assert len(calls) == sum(backbone.stage_blocks[: len(folded)])
+    free = ({0: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC},)
+    exported = torch.export.export(backbone, (torch.rand(3, 3, 40, 56),), dynamic_shapes=free).module()
+    with torch.no_grad():
+        assert largest_error(exported(x), folded) < 1e-5
+        for block in [block for name in backbone.res_layers for block in getattr(backbone, name)]:
+            block.fold = False
+        assert largest_error(backbone(x), folded) < 1e-5
+
+
+@pytest.mark.parametrize('load', [lambda module, state: module.load_state_dict(state, strict=False), load_with_mmengine])
+@pytest.mark.parametrize('other', ['dct', 'published', 'random', *ORTHONORMAL])
+@pytest.mark.parametrize('basis', ORTHONORMAL)
+def test_weights_of_another_basis_are_refused(basis, other, load, tmp_path):
+    def build(name):
+        return MultiSpectralAttention(64, 16, 'low4', basis=name)
+
+    torch.manual_seed(0)
+    trained = build('dct' if other == 'published' else other)
+    state = trained.state_dict()
+    if other == 'published':
+        state['dct_layer.weight'] = full_basis(trained.frequencies, (16, 16), 64)
+    if other == basis:
+        again = build(basis)
+        load(again, state)
+        x = torch.rand(1, 64, 9, 13)
+        torch.testing.assert_close(again(x), trained(x), rtol=0, atol=0)
+    else:
+        with pytest.raises(CheckpointError, match=r'another basis|not orthonormal|has basis=|weight is'):
+            load(build(basis), state)
+        if other in ('haar', 'orthogonal_separable'):
+            with pytest.raises(CheckpointError, match='rows in the checkpoint belongs to another basis'):
+                load(build('dct'), state)
+
+
+def test_a_haar_basis_needs_powers_of_two():
+    message = r"dct_size=56: basis='haar' needs powers of two, such as \(64, 32, 16, 8\) for the stages"
+    with pytest.raises(ValueError, match=message):
+        FcaResNet(50, basis='haar')
+
+
 class Corner(Projected):
     """A toy: the learned brightness of each map's first pixel."""
 
@@ -417,7 +513,7 @@ def test_a_new_basis_is_a_class_and_a_line(tmp_path, monkeypatch):
     with torch.no_grad():
         for other in (exported(x), again(x)):
             assert largest_error(other, folded) < 1e-5
-    with pytest.raises(ValueError, match='use one of dct, learned_dct, random, learned_random, searched, corner'):
+    with pytest.raises(ValueError, match=r'use one of dct, .*, haar, searched, corner'):
         MultiSpectralAttention(64, basis='center')
 
 

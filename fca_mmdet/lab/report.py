@@ -12,6 +12,7 @@ from ..frequency import SPECTRUM, Frequency
 from . import plots
 from .log import read_scalars
 from .plan import shorten
+from .power import LEVEL, MOST_SEEDS, POWER
 from .results import AP_LABELS, CONFIDENCE, VERSIONS, evaluate, summarize
 
 COLUMNS = {'bbox_mAP': 'box AP', 'bbox_mAP_50': 'AP50', 'bbox_mAP_75': 'AP75', 'segm_mAP': 'mask AP'}
@@ -50,7 +51,9 @@ def render(report: dict, figures: Mapping[str, str]) -> str:
     if any(report['differences'].values()):
         parts.append(
             f'Differences of 100 x AP between runs of the same seed: mean and {100 * CONFIDENCE:.0f} % t interval. p is of a paired t test'
-            ' (two-sided); Holm adjusts it for the number of rows of its table.'
+            ' (two-sided); Holm adjusts it for the number of rows of its table, and runs are told apart if that is below'
+            f' {LEVEL}. Tells: the smallest true difference that so many seeds would tell apart with a probability of {100 * POWER:.0f} %,'
+            ' if it were the only row.'
         )
     for baseline in sorted({run['baseline'] for run in report['runs'].values()} - report['runs'].keys()):
         parts.append(f'The baseline {baseline} has not finished, so there are no differences to it.')
@@ -89,14 +92,28 @@ def _render_runs(runs: Mapping[str, dict]) -> list[str]:
 
 
 def _render_differences(rows: Mapping[str, dict]) -> str:
-    header = ['run', 'seeds', 'difference', f'{100 * CONFIDENCE:.0f} % interval', 'seeds above', 'p', 'p, Holm']
+    header = [
+        'run',
+        'seeds',
+        'difference',
+        f'{100 * CONFIDENCE:.0f} % interval',
+        'seeds above',
+        'p',
+        'p, Holm',
+        'told apart',
+        'tells',
+        'seeds for 1 AP',
+    ]
     lines = []
     for name, row in rows.items():
         mean = NONE if row['mean'] is None else f'{100 * row["mean"]:+.2f}'
         common = f'{NONE}: {row["n"]} seed{"s" * (row["n"] != 1)} in common'
         interval = ' to '.join(f'{100 * end:+.2f}' for end in row['interval']) if row['interval'] else common
         ps = [NONE if p is None else '< 0.001' if p < 0.001 else f'{p:.3f}' for p in (row['p'], row['p_holm'])]
-        lines.append([name, str(row['n']), mean, interval, f'{row["above"]} of {row["n"]}', *ps])
+        told = NONE if row['p_holm'] is None else 'told apart' if row['p_holm'] < LEVEL else 'not told apart'
+        tells = NONE if row['tells'] is None else f'{100 * row["tells"]:.1f}'
+        seeds = NONE if row['tells'] is None else str(row['seeds_for_1'] or f'over {MOST_SEEDS}')
+        lines.append([name, str(row['n']), mean, interval, f'{row["above"]} of {row["n"]}', *ps, told, tells, seeds])
     return _render_table(header, lines)
 
 

@@ -11,6 +11,7 @@ from scipy import stats
 
 from ..errors import UserError
 from .plan import CHOSEN, SINGLES, is_decided, merge_plans, shorten
+from .power import seeds_to_tell, smallest_difference
 
 VERSIONS = ('fca_mmdet', 'torch', 'mmdet', 'mmengine', 'mmcv', 'python')
 TEXT = ('name', 'digest', 'config', 'frequencies', 'device', *VERSIONS)
@@ -69,16 +70,19 @@ def summarize(values: Iterable[float]) -> dict:
 def _compare(rows: pd.DataFrame, name: str, baseline: str, metric: str) -> dict:
     """Compare a run with its baseline over common seeds: mean difference, t interval, number of seeds above, p of a paired t test.
 
-    An interval needs two seeds. There is no p if all differences are equal.
+    An interval needs two seeds. There is no p if all differences are equal. ``tells`` is the smallest true difference that so many seeds
+    would have told, ``seeds_for_1`` the number of seeds that would tell a difference of 1 AP.
     """
     by_seed = rows.pivot(index='seed', columns='name', values=metric).reindex(columns=[name, baseline]).dropna()
     differences = by_seed[name] - by_seed[baseline]
     n, mean = len(differences), summarize(differences)['mean']
-    interval, p = [mean] * 2 if n > 1 else None, None
+    interval, p, tells, seeds = [mean] * 2 if n > 1 else None, None, None, None
     if n > 1 and np.ptp(differences) > 1e-12:
         test = stats.ttest_rel(by_seed[name], by_seed[baseline])
         interval, p = list(map(float, test.confidence_interval(CONFIDENCE))), float(test.pvalue)
-    return dict(n=n, mean=mean, interval=interval, above=int((differences > 0).sum()), p=p)
+        std = float(differences.std())
+        tells, seeds = smallest_difference(std, n), seeds_to_tell(0.01, std)
+    return dict(n=n, mean=mean, interval=interval, above=int((differences > 0).sum()), p=p, tells=tells, seeds_for_1=seeds)
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:

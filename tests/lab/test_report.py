@@ -49,22 +49,23 @@ Not begun: low4 seed 2, se seed 0, se seed 1, se seed 3, gc seed 0, gc seed 1, g
 
 ## Box AP minus that of plain
 
-| run  | seeds | difference | 95 % interval          | seeds above | p     | p, Holm |
-| ---- | ----- | ---------- | ---------------------- | ----------- | ----- | ------- |
-| low2 | 4     | +2.25      | -0.14 to +4.64         | 4 of 4      | 0.058 | 0.115   |
-| low4 | 3     | +1.33      | -3.84 to +6.50         | 2 of 3      | 0.383 | 0.383   |
-| se   | 1     | +1.00      | none: 1 seed in common | 1 of 1      | none  | none    |
+| run  | seeds | difference | 95 % interval          | seeds above | p     | p, Holm | told apart     | tells | seeds for 1 AP |
+| ---- | ----- | ---------- | ---------------------- | ----------- | ----- | ------- | -------------- | ----- | -------------- |
+| low2 | 4     | +2.25      | -0.14 to +4.64         | 4 of 4      | 0.058 | 0.115   | not told apart | 3.2   | 20             |
+| low4 | 3     | +1.33      | -3.84 to +6.50         | 2 of 3      | 0.383 | 0.383   | not told apart | 6.8   | 36             |
+| se   | 1     | +1.00      | none: 1 seed in common | 1 of 1      | none  | none    | none           | none  | none           |
 
 ## Mask AP minus that of plain
 
-| run  | seeds | difference | 95 % interval           | seeds above | p     | p, Holm |
-| ---- | ----- | ---------- | ----------------------- | ----------- | ----- | ------- |
-| low2 | 4     | +2.25      | -0.14 to +4.64          | 4 of 4      | 0.058 | 0.058   |
-| low4 | 0     | none       | none: 0 seeds in common | 0 of 0      | none  | none    |
-| se   | 1     | +1.00      | none: 1 seed in common  | 1 of 1      | none  | none    |
+| run  | seeds | difference | 95 % interval           | seeds above | p     | p, Holm | told apart     | tells | seeds for 1 AP |
+| ---- | ----- | ---------- | ----------------------- | ----------- | ----- | ------- | -------------- | ----- | -------------- |
+| low2 | 4     | +2.25      | -0.14 to +4.64          | 4 of 4      | 0.058 | 0.058   | not told apart | 3.2   | 20             |
+| low4 | 0     | none       | none: 0 seeds in common | 0 of 0      | none  | none    | none           | none  | none           |
+| se   | 1     | +1.00      | none: 1 seed in common  | 1 of 1      | none  | none    | none           | none  | none           |
 
-Differences of 100 x AP between runs of the same seed: mean and 95 % t interval. p is of a paired t test (two-sided); Holm adjusts it for \
-the number of rows of its table.
+Differences of 100 x AP between runs of the same seed: mean and 95 % t interval. p is of a paired t test (two-sided); Holm adjusts it \
+for the number of rows of its table, and runs are told apart if that is below 0.05. Tells: the smallest true difference that so many \
+seeds would tell apart with a probability of 80 %, if it were the only row.
 
 ![AP by seed](seeds.png)
 

@@ -6,6 +6,7 @@ from made_up_results import AP, PLAN, all_rows, row, write
 from scipy import stats
 
 from fca_mmdet.errors import UserError
+from fca_mmdet.lab.power import power, seeds_to_tell
 from fca_mmdet.lab.results import evaluate, holm
 
 
@@ -46,10 +47,14 @@ def test_differences_are_of_the_same_seed(results):
         assert rows[name]['mean'] == pytest.approx(mean)
         assert rows[name]['interval'] == pytest.approx(interval)
         assert rows[name]['p'] == pytest.approx(ps[name])
+        std = np.std(differences, ddof=1)
+        assert power(rows[name]['tells'] / std, len(differences)) == pytest.approx(0.8)
+        assert rows[name]['seeds_for_1'] == seeds_to_tell(0.01, std)
+    untold = dict(tells=None, seeds_for_1=None)
     assert rows['low2']['p_holm'] == pytest.approx(2 * ps['low2'])
     assert rows['low4']['p_holm'] == pytest.approx(max(2 * ps['low2'], ps['low4']))
-    assert rows['se'] == dict(n=1, mean=pytest.approx(0.01), interval=None, above=1, p=None, p_holm=None)
-    assert found['differences']['segm_mAP']['plain']['low4'] == dict(n=0, mean=None, interval=None, above=0, p=None, p_holm=None)
+    assert rows['se'] == dict(n=1, mean=pytest.approx(0.01), interval=None, above=1, p=None, p_holm=None, **untold)
+    assert found['differences']['segm_mAP']['plain']['low4'] == dict(n=0, mean=None, interval=None, above=0, p=None, p_holm=None, **untold)
 
 
 def test_holm():
@@ -69,7 +74,7 @@ def test_differences_that_are_all_the_same(tmp_path):
     rows = [row(name, seed, ap) for name, ap in {'plain': 0.3, 'low2': 0.3, 'se': 0.4}.items() for seed in range(3)]
     found, _ = evaluate([write(tmp_path, rows)])
     rows = found['differences']['bbox_mAP']['plain']
-    assert rows['low2'] == dict(n=3, mean=0, interval=[0, 0], above=0, p=None, p_holm=None)
+    assert rows['low2'] == dict(n=3, mean=0, interval=[0, 0], above=0, p=None, p_holm=None, tells=None, seeds_for_1=None)
     assert rows['se']['interval'] == pytest.approx([0.1, 0.1])
 
 
@@ -127,6 +132,8 @@ def test_runs_of_several_baselines(tmp_path):
         mean, interval, p = by_hand([first - second for first, second in zip(values[name], values[baseline], strict=True)])
         one = dict(tables[baseline][name])
         assert one.pop('interval') == pytest.approx(interval)
+        assert one.pop('tells') > abs(mean)
+        assert one.pop('seeds_for_1') > 2
         assert one == pytest.approx(dict(n=2, mean=mean, above=2, p=p, p_holm=p))
     assert found['runs']['se-3x']['relative_time'] == dict(n=2, mean=1.5, std=0)
 
