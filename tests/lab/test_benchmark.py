@@ -5,7 +5,6 @@ import re
 import subprocess
 import sys
 from contextlib import contextmanager
-from dataclasses import replace
 
 import pytest
 import torch
@@ -13,7 +12,7 @@ from helpers import TOOLS, needs_a_later_compiler
 from matplotlib import pyplot as plt
 
 from fca_mmdet import folding
-from fca_mmdet.lab import benchmark, deployed
+from fca_mmdet.lab import benchmark
 from fca_mmdet.lab.timing import Setting
 
 
@@ -81,22 +80,6 @@ def test_deployed_backbones(tmp_path):
     assert modes == [(*runtime, fixed) for runtime in runtimes for fixed in (False, True)]
     assert 'depth 50, 1 x 3 x 64 x 96, bfloat16, openvino, fixed shape' in result.stdout
     assert len(re.findall(r'\+ FCA, folded +inference +\d+ ms \d\.\d\d', result.stdout)) == 6
-
-
-@needs_a_later_compiler
-def test_a_deployed_backbone_computes_its_features(tmp_path):
-    """And the settings share its files, except that ONNX Runtime has one of its own for a fixed shape."""
-    for mode in deployed.MODES:
-        setting = replace(Setting(size=(64, 96), threads=torch.get_num_threads()), **mode)
-        subject = deployed.Deployed('+ FCA, folded', setting, tmp_path)
-        with torch.no_grad():
-            expected = subject.model(subject.x)
-        for level, found in zip(expected, subject._forward(), strict=True):
-            error = (torch.from_numpy(found) - level).abs().max() / level.abs().max()
-            assert error < (0.1 if setting.dtype == 'bfloat16' else 1e-4)
-        assert subject.inference() > 0
-    fixed = '+ FCA, folded, fixed shape'
-    assert sorted(path.name for path in tmp_path.iterdir()) == ['+ FCA, folded, any shape.onnx', f'{fixed}, product.onnx', f'{fixed}.onnx']
 
 
 def test_the_peer_of_the_fold_computes_what_resnet_does():
