@@ -372,7 +372,9 @@ def step(make: Callable[[], nn.Module], training: bool, memory_format: torch.mem
     return [*(out.detach() for out in outputs), *grads], operators.names
 
 
-MODULES: dict[str, Callable[[], nn.Module]] = {f'attention, {basis}': partial(MultiSpectralAttention, 64, basis=basis) for basis in BASES}
+MODULES: dict[str, Callable[[], nn.Module]] = {
+    f'attention, {basis}': partial(MultiSpectralAttention, 64, 8 if basis == 'haar' else 7, basis=basis) for basis in BASES
+}
 SMALL = dict(base_channels=16, num_stages=2, strides=(1, 2), dilations=(1, 1), out_indices=(0, 1), norm_eval=True)
 for fold in (True, False):
     MODULES |= {
