@@ -8,9 +8,10 @@ DETECTRON2 ?= git+https://github.com/facebookresearch/detectron2
 WORK_DIR ?= work_dirs/demo
 # Recipes read these from the environment, so that blanks and quotes in them do no harm. Below their defaults: `?=` leaves an exported one alone.
 export PYTHON TORCH WHEELS DATA WORK_DIR DETECTRON2
-# Processes that share the tests, a file at a time, each with one thread: more would wait for each other.
+# Processes that share the tests, a file at a time, each with one thread: more would wait for each other. If one dies, the others would wait
+# for it for ever, so it is not started again.
 JOBS ?= 2
-TEST = OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(JOBS) --dist loadfile
+TEST = OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(JOBS) --dist loadfile --max-worker-restart 0
 RUN := .venv/$(STACK)/bin/python
 
 .PHONY: environment demo test test-slow test-detectron2

@@ -9,6 +9,7 @@ import torch
 from helpers import Payload, published_classifier
 from mmdet.visualization import DetLocalVisualizer
 from mmengine.logging import MMLogger
+from mmengine.registry import DefaultScope
 
 
 @pytest.fixture(scope='session')
@@ -45,6 +46,11 @@ def hostile(tmp_path) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def a_visualizer_of_its_own(monkeypatch) -> None:
-    """mmdet's configs give all visualizers one name, by which a second runner in a process would log into the first one's folder."""
-    monkeypatch.setattr(DetLocalVisualizer, '_instance_dict', OrderedDict())
+def nothing_of_other_tests(monkeypatch) -> None:
+    """Give each test instances of its own of what mmengine keeps by name for a process.
+
+    mmdet's configs give all visualizers one name, by which a second runner would log into the first one's folder. A default scope that
+    another test has set decides in which registry a name is looked up.
+    """
+    for kept in (DetLocalVisualizer, DefaultScope):
+        monkeypatch.setattr(kept, '_instance_dict', OrderedDict())

@@ -62,7 +62,7 @@ DETECTORS = {
 @pytest.mark.parametrize('name', DETECTORS)
 def test_a_detector_takes_the_backbone_in_two_lines(name):
     model = get_config(f'mmdet::{DETECTORS[name]}').model
-    # With a zero in the place of each block's last factor, no gradient would reach its attention.
+    # mmdet starts each block's last normalisation at zero, which stops the gradient to the attention.
     model.backbone.update(type='FcaResNet', init_cfg=None, zero_init_residual=False)
     init_default_scope('mmdet')
     detector = MODELS.build(model)

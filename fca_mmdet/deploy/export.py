@@ -25,8 +25,8 @@ def write_onnx(
 ) -> onnx.ModelProto:
     """Export a module to one ONNX file, whole or not at all, and check it. Batch normalisations are first fused into the convolutions.
 
-    For ONNX Runtime, a bottleneck that sees a single image is written in the product form (``folding.py``): it then takes 1 to 5 % less
-    time there, and more in OpenVINO.
+    For ONNX Runtime, a bottleneck that sees a single image is written in the product form (``folding.py``), which is faster there and
+    slower in OpenVINO.
 
     Args:
         model: in eval mode; it stays as it is.

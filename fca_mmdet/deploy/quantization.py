@@ -78,10 +78,13 @@ def quantize_detector(config: Path, checkpoint: Path, out: Path, count: int) -> 
     Post-training quantisation: int8 weights and activations, chosen from the ranges that the calibration images give.
 
     Raises:
-        UserError: OpenVINO or NNCF is not installed, ``out`` does not end in .xml, or the detector cannot be exported.
+        UserError: OpenVINO or NNCF is not installed, ``count`` is below 1, ``out`` does not end in .xml, or the detector cannot be
+            exported.
     """
     if missing := [name for name in ('openvino', 'nncf') if not find_spec(name)]:
         raise UserError(f"{' and '.join(missing)} not installed: pip install openvino nncf, or the extra 'int8' of fca_mmdet")
+    if count < 1:
+        raise UserError(f'--count {count}: give 1 or more')
     if out.suffix != '.xml':
         raise UserError(f'--out {out} must end in .xml, as OpenVINO names its models')
     import nncf

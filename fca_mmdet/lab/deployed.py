@@ -26,13 +26,12 @@ MODES: list[dict[str, Any]] = [
 
 
 class Deployed(Subject):
-    """One of ``BACKBONES`` in the runtime that its setting names. ``folder`` keeps the files, which several settings share."""
+    """One of ``BACKBONES`` in the runtime that its setting names. ``folder`` keeps its files."""
 
     def __init__(self, name: str, setting: Setting, folder: Path):
         super().__init__(name, setting)
         self.model.eval()
-        product = setting.runtime == 'onnxruntime' and setting.fixed
-        path = folder / f'{name}, {"fixed" if setting.fixed else "any"} shape{", product" if product else ""}.onnx'
+        path = folder / f'{name}, {setting.runtime}, {"fixed" if setting.fixed else "any"} shape.onnx'
         if not path.exists():
             example = self.x if setting.fixed else torch.rand(2, 3, 160, 192)
             levels = [f'level{index}' for index in range(4)]

@@ -126,7 +126,9 @@ def test_the_command_compares_on_images_of_several_sizes(exported):
         assert [line[0] for line in lines] == ['a', 'b', 'c']
         assert [line[2] for line in lines] == [line[3] for line in lines]
         assert [line[2] == '0' for line in lines] == [False, False, True]
-    for worst in re.findall(r'largest differences: boxes (\S+) of 0.1, scores (\S+) of 0.0001, masks (\S+) of 0.01', exported[2]):
+    found = re.findall(r'largest differences: boxes (\S+) of 0.1, scores (\S+) of 0.0001, masks (\S+) of 0.01', exported[2])
+    assert len(found) == len(NAMES)
+    for worst in found:
         assert [float(value) <= bound for value, bound in zip(worst, (1e-2, 1e-5, 1e-3), strict=True)] == [True] * 3
 
 
@@ -164,6 +166,7 @@ def test_a_detector_that_is_not_the_exported_one_is_told_apart(exported, part):
 
 
 def test_other_detectors_are_refused():
+    init_default_scope('mmdet')
     cfg = get_config('mmdet::retinanet/retinanet_r18_fpn_1x_coco.py')
     with pytest.raises(UserError, match='only Faster R-CNN and Mask R-CNN can be exported: rpn_head is a NoneType, not a RPNHead'):
         Exportable(MODELS.build(cfg.model))

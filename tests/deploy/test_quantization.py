@@ -70,6 +70,8 @@ def test_the_command_writes_and_scores_both(trained):
 def test_the_command_says_what_is_wrong(tmp_path, monkeypatch, capsys):
     command = f'quantize_detector.py config.py weights.pth --out {tmp_path}/a.onnx'
     assert ending(command, capsys) == f'quantize_detector: --out {tmp_path}/a.onnx must end in .xml, as OpenVINO names its models'
+    none = f'quantize_detector.py config.py weights.pth --out {tmp_path}/a.xml --count 0'
+    assert ending(none, capsys) == 'quantize_detector: --count 0: give 1 or more'
     monkeypatch.setattr(quantization, 'find_spec', lambda name: None)
     missing = "openvino and nncf not installed: pip install openvino nncf, or the extra 'int8' of fca_mmdet"
     assert ending(command, capsys) == f'quantize_detector: {missing}'

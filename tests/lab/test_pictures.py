@@ -126,7 +126,7 @@ def test_a_table_by_block_and_frequency(tmp_path):
     plt.close(figure)
 
 
-@pytest.fixture(scope='module')
+@pytest.fixture
 def tiny() -> nn.Module:
     """The tiny detector."""
     torch.manual_seed(0)
