@@ -4,7 +4,7 @@
 
 The graph computes the attention's projection maps from the image's shape: it has no pooling to a grid and does not grow with the image.
 Batch normalisations are first fused into the convolutions (mmcv's ``fuse_conv_bn``). The heads, which choose boxes by data-dependent
-sizes, stay in PyTorch. ``--beside`` times the file beside those of the same detector with mmdet's ResNet and with SE. Needs the extra
+sizes, stay in PyTorch. ``--beside`` times them beside the same ones with mmdet's ResNet and with SE. Needs the extra
 ``onnx``, and ``openvino`` for that runtime.
 """
 

@@ -1,9 +1,6 @@
 """Export the backbone and neck of a detector to an ONNX file for any height and width, and any or a fixed batch."""
 
-import copy
-import tempfile
 from collections import Counter, OrderedDict
-from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -12,13 +9,13 @@ from timeit import timeit
 import numpy as np
 import onnx
 import torch
-from mmengine.config import Config
 from torch import nn
 
 from ..configs import read_config
 from ..detector import build_detector, open_detector
 from ..errors import UserError
 from ..files import check_writable
+from .beside import SHAPE, peers, time_beside
 from .export import write_onnx
 from .runtime import NAMES, Run, open_file, served_by
 
@@ -26,8 +23,6 @@ COMPARED = [(1, 3, 97, 131), (1, 3, 480, 640), (3, 3, 65, 257), (2, 3, 333, 200)
 """Shapes to compare at: odd, non-square, and so small that the first stage's maps are below the grid of 56."""
 TOLERANCE = 1e-4
 """The largest accepted difference from PyTorch's features, relative to the largest feature."""
-OWN_ARGUMENTS = ('frequencies', 'dct_size', 'basis', 'fold', 'ignore_padding')
-"""What mmdet's ResNet does not take of an FcaResNet's arguments; ``reduction`` is SE's ``ratio``."""
 
 
 def take_features(detector: nn.Module) -> nn.Sequential:
@@ -61,39 +56,6 @@ def compare(features: nn.Module, run: Run, name: str, repeats: int, batch: int |
     return worst
 
 
-def peers(cfg: Config) -> dict[str, Config]:
-    """Write the configs of the same detector with mmdet's ResNet, and with SE in it where mmdet's blocks have a place for it.
-
-    Raises:
-        UserError: the backbone is not one of this package's.
-    """
-    kind = str(cfg.model.backbone.type).removeprefix('mmdet.')
-    if not kind.startswith('FcaResNe'):
-        raise UserError(f'--beside compares an FCA backbone with ResNet and SE, and this config has {kind}')
-    options = {name: value for name, value in cfg.model.backbone.items() if name not in (*OWN_ARGUMENTS, 'reduction')}
-    options |= dict(type=kind.removeprefix('Fca'), init_cfg=None)
-    excitation = dict(type='SqueezeExcitation', ratio=cfg.model.backbone.get('reduction', 16))
-    backbones = {'ResNet': options}
-    if options['depth'] >= 50:
-        backbones['+ SE'] = {**options, 'plugins': [dict(cfg=excitation, position='after_conv3')]}
-    found = {}
-    for name, backbone in backbones.items():
-        found[name] = copy.deepcopy(cfg)
-        found[name].model.backbone = backbone
-    return found
-
-
-def time_beside(files: Mapping[str, Path], runtime: str, shape: Sequence[int], repeats: int) -> None:
-    """Time ONNX files in turns, and print each median with its ratio to the first."""
-    images = {'images': torch.randn(*shape).numpy()}
-    runs = {name: partial(open_file(path, runtime), images) for name, path in files.items()}
-    rounds = [{name: timeit(run, number=1) for name, run in runs.items()} for _ in range(repeats + 1)][1:]
-    first = next(iter(files))
-    for name in files:
-        ratio = median(times[name] / times[first] for times in rounds)
-        print(f'{NAMES[runtime]}: {name:8} {median(times[name] for times in rounds) * 1e3:5.0f} ms  {ratio:.2f}', flush=True)
-
-
 def export_backbone(
     config: Path, checkpoint: Path | None, out: Path, repeats: int, runtime: str = 'any', batch: int | None = None, beside: bool = False
 ) -> None:
@@ -104,7 +66,7 @@ def export_backbone(
         repeats: timed runs of each shape.
         runtime: the file is made for it, and compared and timed in it; ``any``: in all that are installed.
         batch: fix the batch at this number of images.
-        beside: time the file beside those of the same detector with mmdet's ResNet, and with SE.
+        beside: time the same backbone and neck beside those with mmdet's ResNet, and with SE, at 800 x 1344.
 
     Raises:
         UserError: features differ by more than ``TOLERANCE``, or the runtime is not installed.
@@ -113,7 +75,7 @@ def export_backbone(
     if batch is not None and batch < 1:
         raise UserError(f'--batch {batch}: give 1 or more, or leave it out for any batch')
     cfg = read_config(config)
-    others = peers(cfg) if beside else {}
+    others = {**peers(cfg), 'FCA': cfg} if beside else {}
     if checkpoint is None:
         print('no checkpoint: the weights are random')
     features = take_features(open_detector(config, checkpoint) if checkpoint else build_detector(cfg))
@@ -126,10 +88,5 @@ def export_backbone(
         if (worst := compare(features, open_file(out, name), NAMES[name], repeats, batch)) > TOLERANCE:
             raise UserError(f'features differ by {worst:.1e} in {NAMES[name]}, more than {TOLERANCE}: do not deploy {out}')
     if beside:
-        with tempfile.TemporaryDirectory() as folder:
-            files = {}
-            for index, (name, other) in enumerate(others.items()):
-                files[name] = Path(folder, f'{index}.onnx')
-                write_features(take_features(build_detector(other)), files[name], runtime, batch)
-            for name in served_by(runtime):
-                time_beside({**files, 'FCA': out}, name, (batch or 1, 3, 800, 1333), repeats)
+        inputs = dict(images=torch.randn(batch or 1, 3, *SHAPE).numpy())
+        time_beside(others, lambda other, path: write_features(take_features(other), path, runtime, batch), inputs, runtime, repeats)

@@ -26,9 +26,11 @@ from mmengine.structures import InstanceData
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..configs import read_config
 from ..detector import find_images, load_image, open_detector
 from ..errors import UserError
 from ..files import check_writable
+from .beside import SHAPE, peers, time_beside
 from .export import write_onnx
 from .runtime import NAMES, Run, open_file, served_by
 
@@ -219,16 +221,25 @@ def write_detector(model: Exportable, out: Path, runtime: str) -> onnx.ModelProt
     return write_onnx(model, out, example, dict(image=(2, 3), size=()), outputs, runtime, **options)
 
 
-def export_detector(config: Path, checkpoint: Path, out: Path, images: Path, count: int, runtime: str = 'any') -> None:
+def export_detector(
+    config: Path, checkpoint: Path, out: Path, images: Path, count: int, runtime: str = 'any', beside: bool = False, repeats: int = 5
+) -> None:
     """Export a detector to ONNX, and compare the file with PyTorch on the first ``count`` images of a folder by name.
 
-    ``runtime`` is that which the file is made for and compared in; ``any``: all that are installed.
+    Args:
+        config, checkpoint, out, images: paths.
+        count: the number of images.
+        runtime: the file is made for it, and compared in it; ``any``: in all that are installed.
+        beside: time the same detector beside those with mmdet's ResNet, and with SE, at 800 x 1344.
+        repeats: timed rounds.
 
     Raises:
         UserError: the detector cannot be exported, or outputs differ by more than ``TOLERANCES``.
     """
     paths = find_images(images, count)
     check_writable(out)
+    cfg = read_config(config)
+    others = {**peers(cfg), 'FCA': cfg} if beside else {}
     model = Exportable(open_detector(config, checkpoint))
     print(f'exporting {config.stem} ...', flush=True)
     graph = write_detector(model, out, runtime).graph
@@ -239,3 +250,6 @@ def export_detector(config: Path, checkpoint: Path, out: Path, images: Path, cou
         print(f'largest differences: {listed} (boxes in pixels, masks as 1 - IoU)')
         if any(value > TOLERANCES[key] for key, value in worst.items()):
             raise UserError(f'{NAMES[name]} and PyTorch differ: do not deploy {out}')
+    if beside:
+        inputs = dict(image=torch.randn(1, 3, *SHAPE).numpy(), size=np.array(SHAPE))
+        time_beside(others, lambda other, path: write_detector(Exportable(other), path, runtime), inputs, runtime, repeats)

@@ -16,10 +16,9 @@ from torch.export import Dim
 
 from fca_mmdet import FcaResNet, MultiSpectralAttention
 from fca_mmdet.deploy import backbone
-from fca_mmdet.deploy.backbone import compare, peers, take_features, write_features
+from fca_mmdet.deploy.backbone import compare, take_features, write_features
 from fca_mmdet.deploy.runtime import open_file
 from fca_mmdet.detector import build_detector
-from fca_mmdet.errors import UserError
 
 UNSEEN = [(1, 97, 131), (3, 65, 257), (2, 130, 70)]
 
@@ -176,34 +175,6 @@ def test_the_product_form_is_for_one_image_in_onnx_runtime(tmp_path, runtime, ba
         for height, width in ((97, 131), (32, 33), (160, 70)):
             x = torch.randn(batch, 3, height, width)
             assert_same([torch.from_numpy(level) for level in run({'images': x.numpy()})], model(x))
-
-
-@needs_a_later_compiler
-def test_beside_resnet_and_se(tmp_path):
-    config = tmp_path / 'config.py'
-    config.write_text(f'_base_ = {str(TINY)!r}\nmodel = dict(backbone=dict(depth=50), neck=dict(in_channels=[64, 128, 256, 512]))\n')
-    options = ['--out', 'a.onnx', '--batch', 1, '--runtime', 'onnxruntime', '--beside', '--repeats', 1]
-    said = run_python(TOOLS / 'export_onnx.py', config, *options, cwd=tmp_path)
-    assert 'Einsum' in said  # the file has the attention
-    assert re.findall(r'^ONNX Runtime: (ResNet|\+ SE|FCA) +\d+ ms  \d+\.\d\d$', said, re.MULTILINE) == ['ResNet', '+ SE', 'FCA']
-    assert len(re.findall('difference', said)) == 5
-    assert 'OpenVINO' not in said
-    assert [path.name for path in tmp_path.glob('*.onnx')] == ['a.onnx']
-
-
-def test_what_stands_beside():
-    cfg = Config.fromfile(TINY)
-    before = cfg.pretty_text
-    assert {name: build_detector(other).backbone.__class__.__name__ for name, other in peers(cfg).items()} == {'ResNet': 'ResNet'}
-    assert cfg.pretty_text == before
-    cfg.model.backbone.update(depth=50, reduction=8)
-    cfg.model.neck.in_channels = [64, 128, 256, 512]
-    squeezed = build_detector(peers(cfg)['+ SE']).backbone.layer2[0]
-    assert squeezed.after_conv3_plugin_names
-    assert getattr(squeezed, squeezed.after_conv3_plugin_names[0]).conv1.conv.out_channels == squeezed.conv3.out_channels // 8
-    cfg.model.backbone = dict(type='ResNet', depth=50)
-    with pytest.raises(UserError, match='--beside compares an FCA backbone with ResNet and SE, and this config has ResNet'):
-        peers(cfg)
 
 
 def test_a_detector_without_a_neck_gives_the_features_of_its_backbone():
