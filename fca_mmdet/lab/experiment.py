@@ -5,7 +5,7 @@ import os
 import statistics
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -20,7 +20,7 @@ from rich.table import Table
 from ..configs import CONFIGS
 from ..errors import UserError
 from ..files import write_whole
-from .data import read_folder
+from .data import Folder, read_folder
 from .plan import SHAPES, SINGLES, is_decided, read_finished, read_plan, write_chosen
 from .runs import Run, configure, fraction_done, is_running, train_once, write_configs
 from .shapes import make_shapes
@@ -40,18 +40,12 @@ def run_plan(
     Raises:
         UserError: the plan or an option is wrong; or some runs failed, after the others have run.
     """
-    path = Path(plan) if Path(plan).is_file() else CONFIGS / 'plans' / f'{plan}.yml'
-    entries = read_plan(path)
-    out = (out or Path('work_dirs/experiments', path.stem)).resolve()
-    if unknown := set(only or ()) - entries['runs'].keys():
-        raise UserError(f'--only {", ".join(sorted(unknown))}: the runs of {path} are {", ".join(entries["runs"])}')
+    entries, out = locate(plan, out)
+    check_names(only or (), entries)
     if seeds is not None and seeds < 1:
         raise UserError(f'--seeds {seeds}: give 1 or more')
     with submitting as submit:
-        if data is None and entries.get('data') == SHAPES:
-            data = out / SHAPES
-            make_shapes(data)
-        folder = read_folder(data.resolve()) if data else None
+        folder = find_data(entries, data, out)
         names = only or list(entries['runs'])
         first = [name for name in names if is_decided(entries['runs'][name])]
         last = [name for name in names if name not in first]
@@ -66,6 +60,26 @@ def run_plan(
     print(f'{out / "results.csv"}\nnext: python tools/report.py {out}')
     if failed:
         raise UserError(f'{len(failed)} runs failed: mend the errors above, and the same command runs only these again')
+
+
+def locate(plan: str, out: Path | None) -> tuple[dict, Path]:
+    """Read a plan, by the path of its file or by a name in ``configs/plans``, and choose the folder of its results."""
+    path = Path(plan) if Path(plan).is_file() else CONFIGS / 'plans' / f'{plan}.yml'
+    return read_plan(path), (out or Path('work_dirs/experiments', path.stem)).resolve()
+
+
+def check_names(only: Iterable[str], entries: dict) -> None:
+    """Raise a ``UserError`` for a name that is none of the plan's runs."""
+    if unknown := set(only) - entries['runs'].keys():
+        raise UserError(f'--only {", ".join(sorted(unknown))}: the runs of the plan are {", ".join(entries["runs"])}')
+
+
+def find_data(entries: dict, data: Path | None, out: Path) -> Folder | None:
+    """Read the folder ``data``; without it, make the shapes that a plan asks for. None: the configs have their own data."""
+    if data is None and entries.get('data') == SHAPES:
+        data = out / SHAPES
+        make_shapes(data)
+    return read_folder(data.resolve()) if data else None
 
 
 @contextmanager

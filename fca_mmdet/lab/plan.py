@@ -38,6 +38,10 @@ PLAN = dict(
     baseline=TEXT,
     data=(lambda value: value == SHAPES, f'{SHAPES}; for other data, leave it out and give --data'),
     singles=ENTRY,
+    recipes=(
+        lambda value: isinstance(value, dict) and all(map(OPTIONS[0], value.values())),
+        'names, each with options to try in --pilot, such as {short: {train_cfg.max_iters: 200}}',
+    ),
     metric=(METRICS.__contains__, f'one of {", ".join(METRICS)}'),
 )
 """What a plan may have."""
@@ -84,9 +88,11 @@ def read_plan(path: Path) -> dict:
             raise UserError(f'{path} has singles, which make the run {other}, and another run of that name: rename it')
         plan['runs'] = singles | plan['runs']
     plan['runs'] = {name: _check(f'the run {name} of {path}', run, RUN) for name, run in plan['runs'].items()}
-    for name, run in plan['runs'].items():
+    for name in (*plan['runs'], *plan.get('recipes', ())):  # they become folders
         if not (isinstance(name, str) and re.fullmatch(r'\w[\w.+-]*', name)) or name == SHAPES:
-            raise UserError(f"{path} has a run named {name!r}: use letters, digits (in quotes), '_', '.', '+' and '-', and not {SHAPES}")
+            what = 'run' if name in plan['runs'] else 'recipe'
+            raise UserError(f"{path} has a {what} named {name!r}: use letters, digits (in quotes), '_', '.', '+' and '-', and not {SHAPES}")
+    for name, run in plan['runs'].items():
         if 'config' not in run:
             raise UserError(f'the run {name} of {path} has no config: name one, such as small/mask-rcnn_fca-r18_fpn_small-heads.py')
         _check(f'published of the run {name} of {path}', run.get('published', {}), PUBLISHED)

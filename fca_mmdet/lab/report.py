@@ -20,14 +20,19 @@ PUBLISHED_LABELS = {**COLUMNS, 'segm_mAP_50': 'mask AP50', 'segm_mAP_75': 'mask 
 NONE = 'none'
 
 
-def write_report(results: Sequence[Path], out: Path | None = None) -> None:
-    """Write and print the report of folders of results, and draw its figures. ``out`` is by default the first folder.
+def write_report(results: Sequence[Path], out: Path | None = None, baseline: str | None = None) -> None:
+    """Write and print the report of folders of results, and draw its figures.
+
+    Args:
+        results: folders of results.
+        out: a folder, by default the first of ``results``.
+        baseline: the run to compare all others with, instead of the plan's.
 
     Raises:
         UserError: the results cannot be read, or ``out`` cannot be written to.
     """
     out = out or results[0]
-    report, rows = evaluate(results)
+    report, rows = evaluate(results, baseline)
     check_writable(out / 'report.md')
     text = render(report, draw(report, rows, results, out))
     write_whole(out / 'report.json', json.dumps(report, indent=1, allow_nan=False))
@@ -88,7 +93,7 @@ def _render_runs(runs: Mapping[str, dict]) -> list[str]:
     if any(run['figures'][metric]['n'] == 0 for run in runs.values() for metric in shown):
         notes.append(f"'{NONE}': COCO has no such objects, or the detector predicts no masks.")
     header = ['run', 'seeds', *(COLUMNS[metric] for metric in shown), 'parameters, M', 's/iteration, relative', *['published'] * published]
-    return [_render_table(header, lines), '\n'.join(f'- {note}' for note in [*notes, *sources])]
+    return [render_table(header, lines), '\n'.join(f'- {note}' for note in [*notes, *sources])]
 
 
 def _render_differences(rows: Mapping[str, dict]) -> str:
@@ -114,7 +119,7 @@ def _render_differences(rows: Mapping[str, dict]) -> str:
         tells = NONE if row['tells'] is None else f'{100 * row["tells"]:.1f}'
         seeds = NONE if row['tells'] is None else str(row['seeds_for_1'] or f'over {MOST_SEEDS}')
         lines.append([name, str(row['n']), mean, interval, f'{row["above"]} of {row["n"]}', *ps, told, tells, seeds])
-    return _render_table(header, lines)
+    return render_table(header, lines)
 
 
 def _render_singles(report: dict) -> str:
@@ -124,7 +129,7 @@ def _render_singles(report: dict) -> str:
     said = f'100 x {AP_LABELS.get(report["metric"], report["metric"])}; u along the height, v along the width. Over them {over}.'
     if report['chosen']:
         said += f' Chosen: {" ".join(f"{u}{v}" for u, v in report["chosen"])}.'
-    return f'{_render_table(["", *(f"v = {v}" for v in range(SPECTRUM))], lines)}\n\n{said}'
+    return f'{render_table(["", *(f"v = {v}" for v in range(SPECTRUM))], lines)}\n\n{said}'
 
 
 def _show_spread(summary: dict, scale: float = 100, digits: int = 1) -> str:
@@ -132,7 +137,7 @@ def _show_spread(summary: dict, scale: float = 100, digits: int = 1) -> str:
     return ' ± '.join(f'{scale * number:.{digits}f}' for number in numbers) or NONE
 
 
-def _render_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+def render_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     """Format a Markdown table that also reads well in a terminal."""
     widths = [max(map(len, column)) for column in zip(header, *lines, strict=True)]
     rule = ['-' * width for width in widths]

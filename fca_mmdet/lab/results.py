@@ -164,9 +164,16 @@ def _compare_runs(rows: pd.DataFrame, baselines: Mapping[str, str]) -> dict[str,
     return tables
 
 
-def evaluate(folders: Sequence[Path]) -> tuple[dict, pd.DataFrame]:
-    """Compute all numbers of a report, as in report.json, and return them with the rows. APs are 0 to 1, as COCO gives them."""
+def evaluate(folders: Sequence[Path], baseline: str | None = None) -> tuple[dict, pd.DataFrame]:
+    """Compute all numbers of a report, as in report.json, and return them with the rows. APs are 0 to 1, as COCO gives them.
+
+    ``baseline`` replaces those of the plan.
+    """
     plan = merge_plans(folders)
+    if baseline is not None:
+        if baseline not in plan['runs']:
+            raise UserError(f'--baseline {baseline}: the runs are {", ".join(plan["runs"])}')
+        plan |= dict(baseline=baseline, runs={name: {**run, 'baseline': baseline} for name, run in plan['runs'].items()})
     rows = pd.concat([_read_table(folder / 'results.csv') for folder in folders], ignore_index=True)
     for _, twice in rows[rows.duplicated(['name', 'seed'])].iterrows():
         raise UserError(f'{twice["name"]} with seed {twice["seed"]:.0f} occurs twice in {", ".join(map(str, folders))}: leave one out')

@@ -9,6 +9,7 @@ import re
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -158,6 +159,7 @@ def train_once(run: Run, variables: dict[str, str]) -> dict:
         except BlockingIOError:
             return dict(name=run.name, seed=run.seed, error='another process is training it: wait for that to end, then start again')
         command = [sys.executable, str(TRAIN), str(run.folder / 'config.py'), '--resume', '--work-dir', str(run.folder)]
+        start = time.monotonic()
         # The training inherits the lock: if it outlives this command, it is not started a second time.
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, **variables}, pass_fds=[lock.fileno()])
         try:
@@ -169,7 +171,7 @@ def train_once(run: Run, variables: dict[str, str]) -> dict:
     if process.returncode:
         return dict(name=run.name, seed=run.seed, error=(run.folder / 'output.log').read_text()[-1500:])
     try:
-        row = read_result(run) | dict(peak_memory_mib=usage.ru_maxrss // 1024)
+        row = read_result(run) | dict(minutes=(time.monotonic() - start) / 60, peak_memory_mib=usage.ru_maxrss // 1024)
     except UserError as error:
         return dict(name=run.name, seed=run.seed, error=str(error))
     write_whole(run.result, json.dumps(row, indent=2))

@@ -35,7 +35,7 @@ PLAIN = {'config': 'small/mask-rcnn_r50-thin_fpn_small-heads.py'}
     ('arguments', 'message'),
     [
         (['none'], r'^experiment: .*plans/none.yml is not a plan: .*No such file or directory'),
-        (['small', '--only', 'plain', 'plane'], r'^experiment: --only plane: the runs of .*small.yml are plain, se, '),
+        (['small', '--only', 'plain', 'plane'], r'^experiment: --only plane: the runs of the plan are plain, se, '),
         (['small', '--data', 'none'], r'^experiment: .*none/annotations/train.json is missing: --data takes a folder with '),
         (['small', '--seeds', '0'], r'^experiment: --seeds 0: give 1 or more$'),
         (['small', '--jobs', '0'], r'^experiment: --jobs 0: give 1 or more$'),
@@ -167,7 +167,7 @@ def start(plan: Path, out: Path, data: Path, *more: str) -> subprocess.Popen:
 
 def figures(out: Path) -> list[dict]:
     """The results without what depends on the clock."""
-    clock = {'seconds_per_iteration', 'training_minutes', 'finished', 'peak_memory_mib'}
+    clock = {'seconds_per_iteration', 'training_minutes', 'finished', 'minutes', 'peak_memory_mib'}
     return [{key: value for key, value in row.items() if key not in clock} for row in json.loads((out / 'results.json').read_text())]
 
 

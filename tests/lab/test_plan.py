@@ -48,6 +48,8 @@ def test_shipped_plans_change_what_their_configs_have(path):
         assert not missing
         if isinstance(entry.get('frequencies'), str):
             assert entry['frequencies'] in FREQUENCY_SETS
+    for options in plan.get('recipes', {}).values():
+        assert all(key == 'custom_hooks' or has(read(entry['config']), key) for key in options)
 
 
 def test_the_coco_plan_changes_the_attention_alone():
@@ -121,6 +123,7 @@ WRONG = {
     'baseline': [['a'], 1],
     'data': ['shape', '/data/coco', True],
     'singles': [True, ['a'], 'a'],
+    'recipes': [['a'], 'short', {'short': 200}, {'short': {5: 1}}],
     'metric': ['bbox_map', ['bbox_mAP'], 'mAP', 1],
 }
 WRONG_OF_A_RUN = {
@@ -149,6 +152,8 @@ def test_a_value_of_another_kind_in_a_run(key, value, write_plan):
 def test_a_name_that_is_no_folder(name, write_plan):
     with pytest.raises(UserError, match=r"has a run named .*: use letters, digits \(in quotes\), '_', '.', '\+' and '-', and not shapes$"):
         read_plan(write_plan(runs={name: {'config': PLAIN}}))
+    with pytest.raises(UserError, match=r'has a recipe named .*: use letters, digits'):
+        read_plan(write_plan(runs={'a': {'config': PLAIN}}, recipes={name: {}}))
 
 
 def test_empty_keys_are_left_out(write_plan):

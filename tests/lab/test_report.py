@@ -111,6 +111,19 @@ def test_runs_of_several_baselines(tmp_path, drawn):
     assert drawn[0].axes[1].get_xlabel() == "minus that of the run's baseline with the same seed; band: 95 % interval"
 
 
+def test_another_baseline(results, tmp_path):
+    write_report([results], tmp_path / 'out', 'low2')
+    found = json.loads((tmp_path / 'out' / 'report.json').read_text())
+    planned = run(results)
+    assert list(found['differences']['bbox_mAP']) == ['low2']
+    there, back = found['differences']['bbox_mAP']['low2'], planned['differences']['bbox_mAP']['plain']
+    assert there.keys() == {'plain', 'low4', 'se'}
+    assert there['plain']['mean'] == pytest.approx(-back['low2']['mean'])
+    assert '## Box AP minus that of low2' in (tmp_path / 'out' / 'report.md').read_text()
+    with pytest.raises(UserError, match=r'^--baseline none: the runs are plain, low2, low4, se, gc$'):
+        write_report([results], tmp_path / 'out', 'none')
+
+
 def test_what_is_wrong_is_said_under_the_command_s_name(results, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, 'argv', ['report.py', str(tmp_path / 'none')])
     with pytest.raises(SystemExit, match=r'^report: there is no .*none/plan.yml: give the folder that tools/experiment.py wrote$'):
