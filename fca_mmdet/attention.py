@@ -47,8 +47,9 @@ class MultiSpectralAttention(nn.Module):
             ``basis='searched'``, only their number counts.
         reduction: the hidden layer of the excitation has ``C // reduction`` channels.
         basis: ``dct``; a variant of the paper's ablation: ``learned_dct``, ``random``, ``learned_random``; orthonormal ones without
-            frequencies: ``orthogonal``, ``orthogonal_separable``, ``haar``, for which pairs are the indices of vectors; or ``searched``,
-            which learns the frequency of each group (``FrequencySelection``). ``squeeze.BASES`` has the class of each.
+            frequencies: ``orthogonal``, ``orthogonal_separable``, ``haar``, for which pairs are the indices of vectors; ``combined``, every
+            frequency on every channel with learned weights; or ``searched``, which learns the frequency of each group
+            (``FrequencySelection``). ``squeeze.BASES`` has the class of each.
         init_cfg: mmengine's.
 
     Raises:

@@ -223,6 +223,42 @@ class LearnedDct(PerChannel):
         return full_basis(self.configured, self.grid, self.channels)
 
 
+class CombinedDct(Squeeze):
+    """Every configured frequency on every channel: ``freq[n, c] = sum_f weight[c, f] component_f[n, c]``, with learned weights.
+
+    The parameter ``weight``, ``[C, F]``, starts as a fixed DCT: 1 for the frequency of the channel's group, else 0. A squeeze reads the
+    feature map once, with F products for one. Its blocks run readable.
+
+    Example:
+        >>> squeeze = CombinedDct(4, (7, 7), (Frequency(0, 0), Frequency(0, 1)))
+        >>> squeeze.weight.tolist()
+        [[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]]
+    """
+
+    required = ('weight',)
+
+    def __init__(self, channels: int, grid: tuple[int, int], frequencies: tuple[Frequency, ...]):
+        super().__init__(channels, grid, frequencies)
+        groups = len(frequencies)
+        self.weight = nn.Parameter(torch.eye(groups).repeat_interleave(channels // groups, 0))
+
+    def settings(self) -> dict[str, str]:
+        """Return the grid, the frequencies and the basis."""
+        pairs = [tuple(pair) for pair in self.configured]
+        return {'dct_size': str(self.grid), 'frequencies': str(pairs), 'basis': type(self).__name__}
+
+    def forward(self, x: Tensor, valid: ValidPart | None = None) -> Tensor:
+        """Squeeze ``[N, C, H, W]``, or the valid part of it, to ``[N, C]``."""
+        maps = maps_for(self.configured, self.grid, x, valid).sum(-3).flatten(-2)
+        components = maps @ x.flatten(2).transpose(1, 2)  # [N, F, C]
+        return (components * self.weight.mT.to(x.dtype)).sum(1)
+
+    def _load_from_state_dict(self, state_dict: MutableMapping[str, Tensor], prefix: str, *args: Any) -> None:
+        """Refuse weights for another number of frequencies, and the tensors of other bases."""
+        check_shape(state_dict, f'{prefix}weight', self.weight, 'configure the basis and as many frequencies as the checkpoint has')
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
 class Separable(Projected):
     """Outer products of the vectors of two one-dimensional orthonormal bases: orthonormal too, and rank one, so that blocks run folded.
 
@@ -458,6 +494,7 @@ BASES: dict[str, type[Squeeze]] = {
     'orthogonal': Orthogonal,
     'orthogonal_separable': OrthogonalSeparable,
     'haar': Haar,
+    'combined': CombinedDct,
     'searched': SearchedDct,
 }
 """The class for each value of ``basis=``."""

@@ -72,7 +72,7 @@ CALLS = {
     'MultiSpectralAttention(64, reduction=1.5)': 'TypeError: reduction=1.5 must be an integer in 0..65536',
     'MultiSpectralAttention(64, basis=None)': (
         'ValueError: unknown basis None: use one of dct, learned_dct, random, learned_random, '
-        'orthogonal, orthogonal_separable, haar, searched'
+        'orthogonal, orthogonal_separable, haar, combined, searched'
     ),
     "MultiSpectralAttention(64, 6, [(0, 0)], basis='searched')": (
         "ValueError: dct_size=6 is too small for basis='searched', which selects from the 7x7 spectrum: use 7 or more (multiples of 7 are "

@@ -82,6 +82,7 @@ STEPPED = [
     'mask_rcnn/mask-rcnn_gc-r50_fpn_paper_coco',
     'ablation/faster-rcnn_fca-r50_fpn_1x_coco_learned-random',
     'small/mask-rcnn_fca-r18_fpn_small-heads',
+    'small/mask-rcnn_fca-r50-thin_fpn_combined_small-heads',
     'small/mask-rcnn_fca-r50-thin_fpn_ignore-padding_small-heads',
     'small/mask-rcnn_fca-r50-thin_fpn_orthogonal-after-conv2_small-heads',
 ]

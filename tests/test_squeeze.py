@@ -472,6 +472,47 @@ def test_weights_of_another_basis_are_refused(basis, other, load):
                 load(build('dct'), state)
 
 
+@pytest.mark.parametrize('valid', [None, [(9, 13), (4, 6)]])
+@pytest.mark.parametrize('memory_format', FORMATS, ids=['contiguous', 'channels_last'])
+def test_every_frequency_on_every_channel_agrees_with_the_slow_oracle(memory_format, valid):
+    attention = MultiSpectralAttention(4, (14, 7), [(0, 0), (6, 1)], reduction=2, basis='combined').double()
+    nn.init.normal_(attention.dct_layer.weight)
+    weights = attention.dct_layer.weight.detach().numpy()
+    attention.stride, x = 1, torch.randn(2, 4, 9, 13, dtype=torch.float64).contiguous(memory_format=memory_format)
+    with within(valid and ValidPart(torch.tensor(valid))):
+        freq = attention.squeeze(x).detach().numpy()
+        assert torch.autograd.gradcheck(
+            lambda x, weight: torch.func.functional_call(attention, {'dct_layer.weight': weight}, x),
+            (x.requires_grad_(), attention.dct_layer.weight),
+            fast_mode=True,
+        )
+    for n, (h, w) in enumerate(valid or [(9, 13)] * 2):
+        for c in range(4):
+            pooled = oracle.pool(x[n, c, :h, :w].detach().numpy(), attention.grid)
+            components = [oracle.component(pooled, 2 * u, v) for u, v in attention.frequencies]
+            np.testing.assert_allclose(freq[n, c], weights[c] @ components, rtol=0, atol=1e-12)
+
+
+@torch.no_grad()
+def test_every_frequency_starts_as_a_fixed_selection_and_exports(tmp_path):
+    backbone, fixed = (with_statistics(FcaResNet(basis=basis, **SHALLOW | dict(depth=50))) for basis in ('combined', 'dct'))
+    weights = fixed.state_dict()
+    backbone.load_state_dict({**backbone.state_dict(), **weights}, strict=True)
+    x = torch.rand(2, 3, 65, 97)
+    assert largest_error(backbone(x), fixed(x)) < 1e-5
+    free = ({0: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC},)
+    exported = torch.export.export(backbone, (torch.rand(3, 3, 40, 56),), dynamic_shapes=free).module()
+    assert largest_error(exported(x), backbone(x)) < 1e-5
+    torch.save(backbone.state_dict(), tmp_path / 'weights.pth')
+    backbone.load_state_dict(torch.load(tmp_path / 'weights.pth'), strict=True)
+    others = [dict(frequencies='low16'), dict(frequencies='low4'), dict(dct_size=(28, 14, 7, 7)), dict(basis='dct'), dict(basis='random')]
+    for options in others:
+        with pytest.raises(CheckpointError):
+            FcaResNet(**dict(basis='combined') | SHALLOW | dict(depth=50) | options).load_state_dict(backbone.state_dict())
+    with pytest.raises(CheckpointError, match='trained with another basis'):
+        backbone.load_state_dict(weights)
+
+
 def test_a_haar_basis_needs_powers_of_two():
     message = r"dct_size=56: basis='haar' needs powers of two, such as \(64, 32, 16, 8\) for the stages"
     with pytest.raises(ValueError, match=message):
@@ -508,7 +549,7 @@ def test_a_new_basis_is_a_class_and_a_line(tmp_path, monkeypatch):
     with torch.no_grad():
         for other in (exported(x), again(x)):
             assert largest_error(other, folded) < 1e-5
-    with pytest.raises(ValueError, match=r'use one of dct, .*, haar, searched, corner'):
+    with pytest.raises(ValueError, match=r'use one of dct, .*, haar, combined, searched, corner'):
         MultiSpectralAttention(64, basis='center')
 
 
