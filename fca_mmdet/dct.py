@@ -92,6 +92,7 @@ def projection_maps(
     width: int,
     device: torch.device | None = None,
     valid: Tensor | None = None,
+    dtype: torch.dtype = torch.float64,
 ) -> Tensor:
     """Compute one map per frequency: its inner product with a channel is the DCT component of the channel pooled to ``grid``.
 
@@ -100,9 +101,10 @@ def projection_maps(
         grid: its (height, width) in cells.
         height, width: of the feature map.
         valid: ``[N, 2]``, the height and width of each image's own part, at the top left: only this is pooled.
+        dtype: of the maps. Their vectors along each axis are float64.
 
     Returns:
-        ``[F, height, width]``, or ``[N, F, height, width]`` with ``valid``; float64.
+        ``[F, height, width]``, or ``[N, F, height, width]`` with ``valid``.
 
     Example:
         >>> projection_maps([Frequency(0, 0)], (7, 7), 2, 2)  # global average times sqrt(7 * 7)
@@ -113,7 +115,7 @@ def projection_maps(
     heights, widths = (None, None) if valid is None else valid.unbind(1)
     rows = dct_basis(u, grid[0], device) @ pooling_matrix(height, grid[0], device, heights)
     columns = dct_basis(v, grid[1], device) @ pooling_matrix(width, grid[1], device, widths)
-    return rows[..., :, None] * columns[..., None, :]
+    return rows.to(dtype)[..., :, None] * columns.to(dtype)[..., None, :]
 
 
 def full_basis(frequencies: Sequence[Frequency], grid: tuple[int, int], channels: int) -> Tensor:
