@@ -175,6 +175,8 @@ class PerChannel(Squeeze):
 class Random(PerChannel):
     """A fixed random tensor."""
 
+    required = ('weight',)
+
 
 class Orthogonal(PerChannel):
     """Fixed random filters, orthonormal within each group of channels (OrthoNets, https://arxiv.org/abs/2311.03071).
@@ -211,6 +213,7 @@ class LearnedRandom(PerChannel):
     """A learned tensor that starts random."""
 
     learned = True
+    required = ('weight',)
 
 
 class LearnedDct(PerChannel):

@@ -513,6 +513,15 @@ def test_every_frequency_starts_as_a_fixed_selection_and_exports(tmp_path):
         backbone.load_state_dict(weights)
 
 
+@pytest.mark.parametrize('basis', ['random', 'learned_random', 'combined'])
+def test_weights_without_the_basis_are_refused(basis):
+    """A learned DCT starts as the fixed one whose weights it takes; a random tensor would not be that of the training."""
+    state = MultiSpectralAttention(64, 14).state_dict()
+    with pytest.raises(CheckpointError, match=rf"dct_layer.weight is not in the checkpoint, .* another basis than basis='{basis}'"):
+        MultiSpectralAttention(64, 14, basis=basis).load_state_dict(state, strict=False)
+    MultiSpectralAttention(64, 14, basis='learned_dct').load_state_dict(state, strict=False)
+
+
 def test_a_haar_basis_needs_powers_of_two():
     message = r"dct_size=56: basis='haar' needs powers of two, such as \(64, 32, 16, 8\) for the stages"
     with pytest.raises(ValueError, match=message):
