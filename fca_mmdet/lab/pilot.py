@@ -130,6 +130,7 @@ def render(tried: dict[str, dict], names: Sequence[str], hours: float, runs: int
     count = next(iter(tried.values()))['seeds']
     return (
         f'{render_table(header, lines)}\n\n100 x AP of {names[0]} and {names[1]}, {count} seeds each; in brackets the 95 % interval of the '
-        f'standard deviation. Told: with a probability of 80 % (two-sided 5 %), for {runs} runs.\n\n'
+        f'standard deviation. Told: with a probability of 80 % (two-sided 5 %), for {runs} runs. A recipe with an AP '
+        'near 0 has learned too little: its spread says nothing.\n\n'
         f'Proposed: {best}, {fitting[best]["affordable"]} seeds, which tell {100 * fitting[best]["tells"]:.1f} AP in {hours:g} h.\n'
     )
