@@ -127,7 +127,7 @@ def maps_for(frequencies: tuple[Frequency, ...], grid: tuple[int, int], x: Tenso
         return valid.maps(frequencies, grid, x)
     height, width = x.shape[2:]
     if is_symbolic() or isinstance(x, FakeTensor):
-        # They are computed in each call, and the whole maps in float64 would cost up to 3 % of a compiled backbone.
+        # A graph computes them in each call, where whole maps in float64 cost time.
         return in_terms(projection_maps(frequencies, grid, height, width, x.device, dtype=_precise(x.dtype)), x.dtype)
     return cached_projection_maps(frequencies, grid, height, width, x.dtype, x.device)
 

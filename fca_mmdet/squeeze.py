@@ -252,7 +252,7 @@ class CombinedDct(Squeeze):
 
     def forward(self, x: Tensor, valid: ValidPart | None = None) -> Tensor:
         """Squeeze ``[N, C, H, W]``, or the valid part of it, to ``[N, C]``."""
-        maps = maps_for(self.configured, self.grid, x, valid).sum(-3).flatten(-2)
+        maps = maps_for(self.configured, self.grid, x, valid).flatten(-3)
         components = maps @ x.flatten(2).transpose(1, 2)  # [N, F, C]
         return (components * self.weight.mT.to(x.dtype)).sum(1)
 

@@ -507,7 +507,7 @@ def test_every_frequency_starts_as_a_fixed_selection_and_exports(tmp_path):
     backbone.load_state_dict(torch.load(tmp_path / 'weights.pth'), strict=True)
     others = [dict(frequencies='low16'), dict(frequencies='low4'), dict(dct_size=(28, 14, 7, 7)), dict(basis='dct'), dict(basis='random')]
     for options in others:
-        with pytest.raises(CheckpointError):
+        with pytest.raises(CheckpointError, match='in the checkpoint'):
             FcaResNet(**dict(basis='combined') | SHALLOW | dict(depth=50) | options).load_state_dict(backbone.state_dict())
     with pytest.raises(CheckpointError, match='trained with another basis'):
         backbone.load_state_dict(weights)

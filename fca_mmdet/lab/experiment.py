@@ -69,7 +69,7 @@ def locate(plan: str, out: Path | None) -> tuple[dict, Path]:
 
 
 def check_names(only: Iterable[str], entries: dict) -> None:
-    """Raise a ``UserError`` for a name that is none of the plan's runs."""
+    """Raise a ``UserError`` for a name that the plan has no run of."""
     if unknown := set(only) - entries['runs'].keys():
         raise UserError(f'--only {", ".join(sorted(unknown))}: the runs of the plan are {", ".join(entries["runs"])}')
 

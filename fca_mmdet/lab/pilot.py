@@ -19,7 +19,7 @@ from .results import CONFIDENCE
 from .runs import write_configs
 
 SEEDS = 4
-"""Of each run, unless the command says otherwise."""
+"""The number of trainings of each run, unless ``--seeds`` gives another."""
 
 
 def run_pilot(

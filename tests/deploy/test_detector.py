@@ -107,6 +107,8 @@ def exported(tmp_path_factory):
     folder = tmp_path_factory.mktemp('export')
     cfg = config(HEADS['a box and a mask per class'], score_thr=0.7)
     model = detector(cfg)
+    # Masks that fill their boxes: one pixel, which rounding may move over the threshold, is then less than a thousandth of a mask.
+    torch.nn.init.constant_(model.roi_head.mask_head.conv_logits.bias, 2)
     cfg.dump(folder / 'config.py')
     torch.save(dict(state_dict=model.state_dict(), meta={}), folder / 'weights.pth')
     (folder / 'images').mkdir()
@@ -128,10 +130,8 @@ def test_the_command_compares_on_images_of_several_sizes(exported):
         assert [line[2] == '0' for line in lines] == [False, False, True]
     found = re.findall(r'largest differences: boxes (\S+) of 0.1, scores (\S+) of 0.0001, masks (\S+) of 0.01', exported[2])
     assert len(found) == len(NAMES)
-    for boxes, scores, masks in found:
-        assert float(boxes) <= 1e-2
-        assert float(scores) <= 1e-5
-        assert float(masks) <= 5e-3  # a pixel at the threshold may fall to the other side, one of a few hundred in a small box
+    for worst in found:
+        assert [float(value) <= bound for value, bound in zip(worst, (1e-2, 1e-5, 1e-3), strict=True)] == [True] * 3
 
 
 @pytest.mark.slow
