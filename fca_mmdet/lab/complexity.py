@@ -13,7 +13,7 @@ import torch
 from mmdet.models.backbones import ResNet
 from mmdet.testing import demo_mm_inputs
 from mmengine.analysis import FlopAnalyzer, parameter_count
-from mmengine.analysis.jit_handles import elementwise_flop_counter
+from mmengine.analysis.jit_handles import elementwise_flop_counter, get_shape
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from torch import Tensor, nn
@@ -47,6 +47,14 @@ class KeptMaps(Projected):
         return cached_projection_maps(self.configured, self.grid, *map(int, x.shape[2:]), x.dtype, x.device)
 
 
+def count_sum(inputs: list[Any], outputs: list[Any]) -> int:
+    """Count a sum of tensors as one operation per element, unless it ends in a scalar.
+
+    mmdet's RoI extractors add such a scalar, times zero, for each level without proposals: with random weights that is chance.
+    """
+    return elementwise_flop_counter(1, 0)(inputs, outputs) if get_shape(outputs[0]) else 0
+
+
 def count(model: nn.Module, inputs: tuple) -> dict[str, Cost]:
     """Count the cost of ``model(*inputs)`` by module name; ``''`` is the whole model. The model is not changed."""
     parameters = parameter_count(model)
@@ -58,8 +66,9 @@ def count(model: nn.Module, inputs: tuple) -> dict[str, Cost]:
         if isinstance(module, MultiSpectralAttention) and isinstance(module.dct_layer, Projected):
             module.dct_layer = KeptMaps(module.in_channels, module.grid, module.frequencies)
     analyzer = FlopAnalyzer(model, inputs)
-    for operator in ('mul', 'mul_', 'sum', 'mean'):
+    for operator in ('mul', 'mul_', 'mean'):
         analyzer.set_op_handle(f'aten::{operator}', elementwise_flop_counter(*((0, 1) if 'mul' in operator else (1, 0))))
+    analyzer.set_op_handle('aten::sum', count_sum)
     analyzer.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings('none')
     with torch.no_grad():
         model(*inputs)  # caches the maps: else their computation would be counted

@@ -70,6 +70,8 @@ def configure(name: str, plan: dict, folder: Folder | None, options: dict, frequ
     merged = {**plan.get('options', {}), **entry.get('options', {}), **options}
     if unread := [key for key in merged if key.partition('.')[0] not in SETTINGS]:
         raise UserError(f'the run {name}: nothing reads the option {unread[0]}: its first part must be one of {", ".join(SETTINGS)}')
+    if {'work_dir', 'randomness.seed'} & merged.keys() or 'seed' in (merged.get('randomness') or ()):
+        raise UserError(f'the run {name}: leave work_dir and randomness.seed out of the options: --out and seeds decide them')
     try:
         cfg = read_config(entry['config'] if Path(entry['config']).is_file() else config_path(entry['config']))
         if folder:

@@ -39,6 +39,14 @@ def test_a_plain_resnet_is_counted_as_published():
     assert cost.flops == pytest.approx(4.09e9, rel=0.01)
 
 
+def test_a_sum_that_ends_in_a_scalar_is_left_out():
+    class Level(nn.Module):
+        def forward(self, x):
+            return x.sum((2, 3)) + x.sum() * 0  # as mmdet's RoI extractors with a level that has no proposals
+
+    assert count(Level(), (torch.rand(1, 64, 14, 14),))[''].flops == 64 * 14**2 + 1
+
+
 def test_a_part_counts_as_it_does_alone():
     attention, x = MultiSpectralAttention(64, 7), torch.rand(1, 64, 14, 14)
     parts = count(nn.Sequential(nn.Conv2d(64, 64, 1), attention), (x,))
