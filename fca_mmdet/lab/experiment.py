@@ -149,7 +149,7 @@ def run_all(runs: Sequence[Run], plan: dict, out: Path, submit: Submit) -> list[
             board.running = {run for run in futures.values() if is_running(run)}
             live.refresh()
     if not console.is_terminal:
-        console.print(board)
+        console.print()  # Live has written the table, and ends no line in a file
     return [run for run, row in board.rows.items() if 'error' in row]
 
 

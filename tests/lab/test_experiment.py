@@ -157,6 +157,8 @@ def test_a_run_that_raises_does_not_stop_the_others(write_plan, tmp_path, capsys
     said = capsys.readouterr().out
     assert 'a, seed 0 failed:\nOSError: [Errno 28] No space left on device' in said
     assert 'b, seed 0: box AP 30.0' in said
+    assert said.count('1 of 2 runs finished') == 1
+    assert said.endswith('\n')
 
 
 def start(plan: Path, out: Path, data: Path, *more: str) -> subprocess.Popen:
