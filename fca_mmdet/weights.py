@@ -8,6 +8,7 @@ one basis do not work with another.
 import hashlib
 import io
 import re
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from .errors import CheckpointError, UserError
 from .files import unwritable, write_whole
 from .frequency import CANDIDATES, Frequencies, resolve_frequencies
 from .reading import read_checkpoint
+from .squeeze import FixedDct
 
 FREQUENCIES, GRIDS = 'top16', (56, 28, 14, 7)
 """Of FcaNet's published weights, and ``FcaResNet``'s defaults."""
@@ -27,8 +29,10 @@ FIRST_BLOCK = 'layer1.0.conv1.weight'
 """A key that every ResNet has. The text before it is the prefix of the backbone."""
 
 
-def state_dict_of(checkpoint: MutableMapping[str, Any]) -> MutableMapping[str, Tensor]:
+def state_dict_of(checkpoint: MutableMapping[str, Any]) -> OrderedDict[str, Tensor]:
     """Take the weights out of a checkpoint, wrapped in ``state_dict`` or not, without DDP's ``module.``.
+
+    torch's ``_metadata`` goes along, in which a squeeze says what its weights are trained for.
 
     Raises:
         CheckpointError: it holds anything but named tensors.
@@ -38,7 +42,18 @@ def state_dict_of(checkpoint: MutableMapping[str, Any]) -> MutableMapping[str, T
         raise CheckpointError(f'state_dict is a {type(weights).__name__}, not a state dict: save model.state_dict()')
     if other := next((key for key, value in weights.items() if not isinstance(key, str) or not isinstance(value, Tensor)), None):
         raise CheckpointError(f'{other!r} in the checkpoint is a {type(weights[other]).__name__}, not a tensor: save model.state_dict()')
-    return {key.removeprefix('module.'): value for key, value in weights.items()}
+    return with_metadata(
+        {key.removeprefix('module.'): value for key, value in weights.items()},
+        {key.removeprefix('module.'): value for key, value in getattr(weights, '_metadata', {}).items()},
+    )
+
+
+def with_metadata(weights: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> OrderedDict[str, Tensor]:
+    """Make a state dict as torch does: the weights, with the ``metadata`` of each module as an attribute."""
+    state_dict: Any = OrderedDict(weights)
+    if metadata:
+        state_dict._metadata = OrderedDict(metadata)
+    return state_dict
 
 
 def adopt_backbone(state_dict: MutableMapping[str, Tensor]) -> None:
@@ -117,8 +132,14 @@ def compute_bases(weights: Mapping[str, Tensor], frequencies: Frequencies, grids
     return bases
 
 
-def to_ours(weights: Mapping[str, Tensor], frequencies: Frequencies | None, grids: Sequence[int] | None) -> dict[str, Tensor]:
-    """Compare the stored bases with the computed ones, and remove them."""
+def settings_of(basis: Tensor, frequencies: Frequencies | None) -> dict[str, str]:
+    """Return what a squeeze with this computed basis, ``[C, h, w]``, stores beside its weights."""
+    channels, height, width = basis.shape
+    return FixedDct(channels, (height, width), resolve_frequencies(frequencies or FREQUENCIES)).settings()
+
+
+def to_ours(weights: Mapping[str, Tensor], frequencies: Frequencies | None, grids: Sequence[int] | None) -> OrderedDict[str, Tensor]:
+    """Compare the stored bases with the computed ones, and name their frequencies and grids in their place."""
     bases = compute_bases(weights, frequencies or FREQUENCIES, grids or GRIDS)
     for key, basis in bases.items():
         if key in weights and not same_basis(weights[key], basis):
@@ -126,14 +147,19 @@ def to_ours(weights: Mapping[str, Tensor], frequencies: Frequencies | None, grid
                 f'{key} is {describe_basis(weights[key])}, unlike --frequencies and --dct-size. For a fixed basis, give its frequencies '
                 'and grids. A checkpoint with a learned or random one needs no conversion: load it as it is'
             )
-    return {key: value for key, value in weights.items() if key not in bases}
+    metadata = dict(getattr(weights, '_metadata', {}))
+    for key in bases.keys() & weights.keys():
+        name = key.removesuffix('.weight')
+        metadata[name] = metadata.get(name, {}) | settings_of(bases[key], frequencies)
+    return with_metadata({key: value for key, value in weights.items() if key not in bases}, metadata)
 
 
 def to_published(weights: Mapping[str, Tensor], frequencies: Frequencies | None, grids: Sequence[int] | None) -> dict[str, Tensor]:
     """Insert a basis before the excitation of each attention, and give a classifier of mmpretrain the published names.
 
-    A stored basis stays as it is. If frequencies or grids are given too, it must be theirs.
+    A stored basis stays as it is. Frequencies and grids must be those of stored bases, and those that the weights were trained for.
     """
+    metadata = getattr(weights, '_metadata', {})
     if 'head.fc.weight' in weights:
         weights = {re.sub(r'^(backbone\.|head\.(?=fc\.))', '', key): value for key, value in weights.items()}
     if searched := next((key for key in weights if key.endswith('selection.logits')), None):
@@ -142,13 +168,16 @@ def to_published(weights: Mapping[str, Tensor], frequencies: Frequencies | None,
             f'{searched} belongs to a search, which mixes all frequencies; the published format has one for each group. Train with the '
             f'most probable, frequencies={chosen}, and convert that checkpoint'
         )
-    stored = {key: value for key, value in weights.items() if key.endswith('att.dct_layer.weight')}
+    stored = {key: value for key, value in weights.items() if '.att.dct_layer.' in f'.{key}'}
+    if other := next((key for key, value in stored.items() if not key.endswith('.weight') or value.dim() != 3), None):
+        raise CheckpointError(f'{other} belongs to a basis that the published format does not have: load the checkpoint as it is')
     complete = bool(stored) and all(key.replace('att.fc.2.weight', 'att.dct_layer.weight') in weights for key in weights)
     if not complete or frequencies or grids:
         bases = compute_bases(weights, frequencies or FREQUENCIES, grids or GRIDS)
         for key, basis in stored.items():
             if key not in bases or not same_basis(basis, bases[key]):
                 raise CheckpointError(f'{key} is {describe_basis(basis)}, unlike --frequencies and --dct-size: leave them out to keep it')
+        check_trained(bases, frequencies, metadata)
         stored = bases | stored
     converted = {}
     for key, value in weights.items():
@@ -159,19 +188,19 @@ def to_published(weights: Mapping[str, Tensor], frequencies: Frequencies | None,
     return converted
 
 
-def check_config(meta: Any, frequencies: Frequencies, grids: Sequence[int]) -> None:
-    """Compare with the config that mmengine stores in a checkpoint as text. It is searched, not run.
+def check_trained(bases: Mapping[str, Tensor], frequencies: Frequencies | None, metadata: Mapping[str, Mapping[str, str]]) -> None:
+    """Compare computed bases with the frequencies and grids that a state dict's metadata names.
 
     Raises:
-        CheckpointError: the config has other frequencies or grids.
+        CheckpointError: the weights were trained for others.
     """
-    text = meta.get('cfg') if isinstance(meta, dict) else None
-    for option, given in (('frequencies', frequencies), ('dct_size', grids)):
-        for found in re.findall(rf"\b{option}=('\w+'|[\[(][^\]]*)", text if isinstance(text, str) else ''):
-            words, expected = re.findall(r'\w+', found), re.findall(r'\w+', str(given))
-            if any(one != other for one, other in zip(words, expected, strict=False)):
+    for key, basis in bases.items():
+        name = key.removesuffix('.weight')
+        trained = next((part for full, part in metadata.items() if full.endswith(name)), {})
+        for setting, own in settings_of(basis, frequencies).items():
+            if trained.get(setting, own) != own:
                 raise CheckpointError(
-                    f'the config in the checkpoint has {option} {" ".join(words[:4])}, unlike --{option.replace("_", "-")}: '
+                    f'{name} was trained with {setting}={trained[setting]}, but --frequencies and --dct-size say {own}: '
                     'give what it was trained with'
                 )
 
@@ -196,13 +225,12 @@ def convert_checkpoint(
         UserError, FileNotFoundError: there is no such checkpoint, it is not an FcaNet or has another basis, or ``out`` cannot be written.
     """
     checkpoint = read_checkpoint(path)
-    before = after = state_dict_of(checkpoint)
+    before = state_dict_of(checkpoint)
+    after: Mapping[str, Tensor] = before
     if to == 'ours':
         after = to_ours(before, frequencies, grids)
     elif to == 'published':
         after = to_published(before, frequencies, grids)
-        if not any(key.endswith('att.dct_layer.weight') for key in before):
-            check_config(checkpoint.get('meta'), frequencies or FREQUENCIES, grids or GRIDS)
     release = to == 'release' and 'state_dict' in checkpoint
     whole = io.BytesIO()  # if torch writes the file itself, it does not say that the disk is full
     torch.save(dict(meta=checkpoint.get('meta', {}), state_dict=after) if release else after, whole)

@@ -285,7 +285,7 @@ def test_conversion_of_a_search(tmp_path):
 
 
 def test_frequencies_as_pairs(tmp_path):
-    path, _ = shallow(tmp_path)
+    path, _ = shallow(tmp_path, frequencies='low2')
     for name, frequencies in {'set': 'low2', 'pairs': '[(0, 0), (0, 1)]'}.items():
         assert convert(path, '--to', 'published', '--frequencies', frequencies, '--out', tmp_path / f'{name}.pth').returncode == 0
     named, listed = (torch.load(tmp_path / f'{name}.pth') for name in ('set', 'pairs'))
@@ -304,28 +304,53 @@ def test_frequencies_as_pairs(tmp_path):
 @pytest.mark.parametrize(
     ('options', 'given', 'wrong'),
     [
-        (dict(frequencies='low4'), ('--frequencies', 'low4'), 'has frequencies low4, unlike --frequencies'),
+        (dict(frequencies='low4'), ('--frequencies', 'low4'), 'was trained with frequencies=[(0, 0), (0, 1), (1, 0), '),
         (
             dict(frequencies=[(0, 0), (0, 1), (1, 0), (3, 3)] * 4),
             ('--frequencies', str([(0, 0), (0, 1), (1, 0), (3, 3)] * 4)),
-            'has frequencies 0 0 0 1, unlike --frequencies',
+            'was trained with frequencies=[(0, 0), (0, 1), (1, 0), (3, 3), ',
         ),
-        (dict(dct_size=(28, 14, 7, 7)), ('--dct-size', 28, 14, 7, 7), 'has dct_size 28 14 7 7, unlike --dct-size'),
+        (dict(dct_size=(28, 14, 7, 7)), ('--dct-size', 28, 14, 7, 7), 'was trained with dct_size=(28, 28), but --freq'),
         (dict(frequencies='top16'), (), None),
     ],
     ids=['set', 'pairs', 'grids', 'default'],
 )
-def test_the_config_of_mmengine_says_what_the_basis_is(options, given, wrong, tmp_path):
-    """It is the only place that says so: our weights do not store a fixed basis."""
-    path, weights = shallow(tmp_path, **options)
-    config = Config(dict(model=dict(backbone=dict(type='FcaResNet', **options, norm_eval=True))))
-    torch.save(dict(state_dict=weights, meta=dict(cfg=config.pretty_text)), path)
-    without = convert(path, '--to', 'published', '--dry-run')
+@pytest.mark.parametrize('prefix', ['', 'backbone.', 'module.'])
+def test_conversion_inserts_the_basis_that_the_weights_were_trained_for(options, given, wrong, prefix, tmp_path):
+    model = torch.nn.Module()
+    model.add_module(prefix.rstrip('.') or 'backbone', FcaResNet(**SHALLOW, **options))
+    torch.save(model.state_dict() if prefix else model.backbone.state_dict(), tmp_path / 'ours.pth')
+    without = convert(tmp_path / 'ours.pth', '--to', 'published', '--dry-run')
     assert (without.returncode != 0) == (wrong is not None)
     assert wrong is None or wrong in without.stderr
-    done = convert(path, '--to', 'published', *given, '--out', tmp_path / 'out.pth')
+    done = convert(tmp_path / 'ours.pth', '--to', 'published', *given, '--out', tmp_path / 'out.pth')
     assert done.returncode == 0, done.stderr
-    FcaResNet(**SHALLOW, **options).load_state_dict(torch.load(tmp_path / 'out.pth'))
+    weights = {key.removeprefix(prefix): value for key, value in torch.load(tmp_path / 'out.pth').items()}
+    FcaResNet(**SHALLOW, **options).load_state_dict(weights)
+
+
+@pytest.mark.parametrize(
+    'options', [dict(basis='haar', dct_size=(64, 32, 16, 8)), dict(basis='orthogonal_separable'), dict(basis='combined')]
+)
+def test_what_the_published_format_cannot_store_is_refused(options, tmp_path):
+    path, _ = shallow(tmp_path, **options)
+    refused = convert(path, '--to', 'published', '--dry-run')
+    assert 'belongs to a basis that the published format does not have: load the checkpoint as it is' in refused.stderr
+
+
+@pytest.mark.parametrize('to', ['ours', 'release'])
+def test_converted_weights_name_their_grid_and_frequencies(to, checkpoints, tmp_path):
+    """Published ones too, once their basis, which says so, is dropped."""
+    path = checkpoints['34'] if to == 'ours' else shallow(tmp_path, dct_size=(28, 14, 7, 7))[0]
+    assert convert(path, '--to', to, '--out', tmp_path / 'out').returncode == 0
+    (converted,) = tmp_path.glob('out*')
+    right, other = (
+        (dict(depth=34), dict(depth=34, dct_size=(28, 28, 14, 7))) if to == 'ours' else (dict(SHALLOW, dct_size=(28, 14, 7, 7)), SHALLOW)
+    )
+    weights = torch.load(converted)
+    FcaResNet(**right).load_state_dict(weights, strict=False)
+    with pytest.raises(CheckpointError, match=r'layer1.0.att.dct_layer has dct_size=\((56, 56|28, 28)\) in the checkpoint, but \('):
+        FcaResNet(**other).load_state_dict(weights, strict=False)
 
 
 def test_release_of_a_detector(tmp_path):

@@ -3,7 +3,6 @@
 import json
 import os
 import weakref
-from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from detectron2.evaluation import COCOEvaluator
 from detectron2.model_zoo import get_config_file
 
 from ..reading import read_checkpoint
-from ..weights import FIRST_BLOCK, adopt_backbone, state_dict_of
+from ..weights import FIRST_BLOCK, adopt_backbone, state_dict_of, with_metadata
 from .backbone import FcaResNet, published_name
 
 # For ``_BASE_`` of a config: Detectron2 only knows paths.
@@ -42,12 +41,11 @@ class FcaCheckpointer(DetectionCheckpointer):
             return {'model': weights}
         (name, backbone), *_ = backbones.items()
         prefix = name and f'{name}.'
-        placed: Any = OrderedDict((prefix + key, value) for key, value in weights.items())
+        placed = {prefix + key: value for key, value in weights.items()}
         # Our weights say beside torch's version numbers which grid and frequencies they were trained for.
-        stored = getattr(checkpoint.get('state_dict', checkpoint), '_metadata', {})
-        ends = {published_name(key): prefix + key for key, module in backbone.named_modules() if hasattr(module, 'settings')}
-        placed._metadata = {ends[end]: value for key, value in stored.items() for end in ends if key.endswith(end)}
-        return {'model': placed}
+        metadata = getattr(weights, '_metadata', {})
+        names = {published_name(key): prefix + key for key, module in backbone.named_modules() if hasattr(module, 'settings')}
+        return {'model': with_metadata(placed, {names[key]: value for key, value in metadata.items() if key in names})}
 
 
 class FcaTrainer(DefaultTrainer):
