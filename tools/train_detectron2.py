@@ -10,13 +10,24 @@ from argparse import Namespace
 import torch
 from detectron2.config import get_cfg
 from detectron2.engine import default_argument_parser, default_setup, launch
+from detectron2.utils import comm
+from torch import distributed as dist
 
 from fca_mmdet.command import command
 from fca_mmdet.detectron2 import FcaCheckpointer, FcaTrainer, add_fca_config, use_folder
 
 
 def run(args: Namespace) -> dict:
-    """Train, or score with ``--eval-only``, in each process."""
+    """Train, or score with ``--eval-only``, in each process; end its process group, whose threads may else abort it as it exits."""
+    scores = train_or_score(args)
+    if dist.is_initialized():
+        comm.synchronize()
+        dist.destroy_process_group()
+    return scores
+
+
+def train_or_score(args: Namespace) -> dict:
+    """Train a config's detector, or score it with ``--eval-only``."""
     cfg = get_cfg()
     add_fca_config(cfg)
     cfg.MODEL.DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
