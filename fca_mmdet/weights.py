@@ -162,6 +162,7 @@ def to_published(weights: Mapping[str, Tensor], frequencies: Frequencies | None,
     metadata = getattr(weights, '_metadata', {})
     if 'head.fc.weight' in weights:
         weights = {re.sub(r'^(backbone\.|head\.(?=fc\.))', '', key): value for key, value in weights.items()}
+        metadata = {key.removeprefix('backbone.'): value for key, value in metadata.items()}
     if searched := next((key for key in weights if key.endswith('selection.logits')), None):
         chosen = [tuple(CANDIDATES[index]) for index in weights[searched].argmax(-1).flatten().tolist() if index < len(CANDIDATES)]
         raise CheckpointError(
@@ -196,11 +197,28 @@ def check_trained(bases: Mapping[str, Tensor], frequencies: Frequencies | None, 
     """
     for key, basis in bases.items():
         name = key.removesuffix('.weight')
-        trained = next((part for full, part in metadata.items() if full.endswith(name)), {})
+        trained = metadata.get(name, {})
         for setting, own in settings_of(basis, frequencies).items():
             if trained.get(setting, own) != own:
                 raise CheckpointError(
                     f'{name} was trained with {setting}={trained[setting]}, but --frequencies and --dct-size say {own}: '
+                    'give what it was trained with'
+                )
+
+
+def check_config(meta: Any, frequencies: Frequencies, grids: Sequence[int]) -> None:
+    """Compare with the config that mmengine stores in a checkpoint as text. It is searched, not run.
+
+    Raises:
+        CheckpointError: the config has other frequencies or grids.
+    """
+    text = meta.get('cfg') if isinstance(meta, dict) else None
+    for option, given in (('frequencies', frequencies), ('dct_size', grids)):
+        for found in re.findall(rf"\b{option}=('\w+'|[\[(][^\]]*)", text if isinstance(text, str) else ''):
+            words, expected = re.findall(r'\w+', found), re.findall(r'\w+', str(given))
+            if any(one != other for one, other in zip(words, expected, strict=False)):
+                raise CheckpointError(
+                    f'the config in the checkpoint has {option} {" ".join(words[:4])}, unlike --{option.replace("_", "-")}: '
                     'give what it was trained with'
                 )
 
@@ -231,6 +249,8 @@ def convert_checkpoint(
         after = to_ours(before, frequencies, grids)
     elif to == 'published':
         after = to_published(before, frequencies, grids)
+        if not any(key.endswith('att.dct_layer.weight') for key in before):
+            check_config(checkpoint.get('meta'), frequencies or FREQUENCIES, grids or GRIDS)
     release = to == 'release' and 'state_dict' in checkpoint
     whole = io.BytesIO()  # if torch writes the file itself, it does not say that the disk is full
     torch.save(dict(meta=checkpoint.get('meta', {}), state_dict=after) if release else after, whole)

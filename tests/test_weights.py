@@ -3,6 +3,7 @@
 import io
 import subprocess
 import sys
+from collections import OrderedDict
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
@@ -206,6 +207,11 @@ def test_a_classifier_of_mmpretrain_gets_the_published_names(tmp_path):
     torch.save({'state_dict': trained, 'meta': {}}, tmp_path / 'trained.pth')
     assert convert(tmp_path / 'trained.pth', '--to', 'published', '--out', tmp_path / 'out.pth').returncode == 0
     assert list(torch.load(tmp_path / 'out.pth')) == list(state)
+    named = OrderedDict(trained)
+    named._metadata = {'backbone.layer2.0.att.dct_layer': {'dct_size': '(14, 14)'}}
+    torch.save({'state_dict': named, 'meta': {}}, tmp_path / 'named.pth')
+    refused = convert(tmp_path / 'named.pth', '--to', 'published', '--dry-run')
+    assert 'layer2.0.att.dct_layer was trained with dct_size=(14, 14), but --frequencies and --dct-size say (28, 28)' in refused.stderr
 
 
 def test_conversion_refuses(checkpoints, hostile, tmp_path):
@@ -351,6 +357,33 @@ def test_converted_weights_name_their_grid_and_frequencies(to, checkpoints, tmp_
     FcaResNet(**right).load_state_dict(weights, strict=False)
     with pytest.raises(CheckpointError, match=r'layer1.0.att.dct_layer has dct_size=\((56, 56|28, 28)\) in the checkpoint, but \('):
         FcaResNet(**other).load_state_dict(weights, strict=False)
+
+
+@pytest.mark.parametrize(
+    ('options', 'given', 'wrong'),
+    [
+        (dict(frequencies='low4'), ('--frequencies', 'low4'), 'has frequencies low4, unlike --frequencies'),
+        (
+            dict(frequencies=[(0, 0), (0, 1), (1, 0), (3, 3)] * 4),
+            ('--frequencies', str([(0, 0), (0, 1), (1, 0), (3, 3)] * 4)),
+            'has frequencies 0 0 0 1, unlike --frequencies',
+        ),
+        (dict(dct_size=(28, 14, 7, 7)), ('--dct-size', 28, 14, 7, 7), 'has dct_size 28 14 7 7, unlike --dct-size'),
+        (dict(frequencies='top16'), (), None),
+    ],
+    ids=['set', 'pairs', 'grids', 'default'],
+)
+def test_the_config_of_mmengine_says_what_the_basis_is(options, given, wrong, tmp_path):
+    """Where the weights do not, as after a tool that drops torch's metadata."""
+    path, weights = shallow(tmp_path, **options)
+    config = Config(dict(model=dict(backbone=dict(type='FcaResNet', **options, norm_eval=True))))
+    torch.save(dict(state_dict=dict(weights), meta=dict(cfg=config.pretty_text)), path)
+    without = convert(path, '--to', 'published', '--dry-run')
+    assert (without.returncode != 0) == (wrong is not None)
+    assert wrong is None or wrong in without.stderr
+    done = convert(path, '--to', 'published', *given, '--out', tmp_path / 'out.pth')
+    assert done.returncode == 0, done.stderr
+    FcaResNet(**SHALLOW, **options).load_state_dict(torch.load(tmp_path / 'out.pth'))
 
 
 def test_release_of_a_detector(tmp_path):

@@ -79,7 +79,7 @@ def judge(rows: pd.DataFrame, names: Sequence[str], metric: str, minutes: float)
     """Compute what a recipe could tell from the finished trainings of two runs.
 
     Args:
-        rows: one for each training: ``name``, ``seed``, ``minutes``, ``training_minutes`` and the metric.
+        rows: one for each training: ``name``, ``seed``, ``minutes`` and the metric.
         names: the two runs, the baseline first.
         minutes: the budget of each run of the plan.
 
@@ -91,7 +91,7 @@ def judge(rows: pd.DataFrame, names: Sequence[str], metric: str, minutes: float)
     scores = rows.pivot(index='seed', columns='name', values=metric)[list(names)]
     std, count = float((scores[names[1]] - scores[names[0]]).std()), len(scores)
     limits = [std * ((count - 1) / stats.chi2.isf(tail, count - 1)) ** 0.5 for tail in ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2)]
-    each = float(rows.reindex(columns=['minutes', 'training_minutes']).max(axis=1).mean())  # minutes: since an interruption
+    each = float(rows['minutes'].mean())
     affordable = int(minutes / each)
     return dict(
         seeds=count,

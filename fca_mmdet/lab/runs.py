@@ -173,9 +173,12 @@ def train_once(run: Run, variables: dict[str, str]) -> dict:
     if process.returncode:
         return dict(name=run.name, seed=run.seed, error=(run.folder / 'output.log').read_text()[-1500:])
     try:
-        row = read_result(run) | dict(minutes=(time.monotonic() - start) / 60, peak_memory_mib=usage.ru_maxrss // 1024)
+        row = read_result(run)
     except UserError as error:
         return dict(name=run.name, seed=run.seed, error=str(error))
+    # An interrupted training has taken longer than this process.
+    row['minutes'] = max((time.monotonic() - start) / 60, row['training_minutes'])
+    row['peak_memory_mib'] = usage.ru_maxrss // 1024
     write_whole(run.result, json.dumps(row, indent=2))
     return row
 

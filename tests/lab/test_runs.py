@@ -154,7 +154,7 @@ if os.environ['DEVICE'] == 'silent':
     sys.exit()
 log = pathlib.Path(folder, 'now', 'vis_data')
 log.mkdir(parents=True)
-(log / 'scalars.json').write_text(json.dumps({'step': 1, 'loss': 1, 'time': 1, 'coco/bbox_mAP': 0.5}) + chr(10))
+(log / 'scalars.json').write_text(json.dumps({'step': 1, 'loss': 1, 'time': 3600, 'coco/bbox_mAP': 0.5}) + chr(10))
 """
 
 
@@ -171,6 +171,7 @@ def test_a_training_is_a_process_with_a_log_a_result_and_some_more_variables(tmp
     row = train_once(run, {'DEVICE': 'whole'})
     assert row['bbox_mAP'] == 0.5
     assert row['peak_memory_mib'] > 0
+    assert row['minutes'] == 60, 'an interrupted training has taken longer than its last process'
     assert json.loads(run.result.read_text()) == row
     assert (tmp_path / 'output.log').read_text().endswith('config.py --resume --work-dir whole unchanged\n')
     assert train_once(run, {'DEVICE': 'broken'}) == row  # done, so left out
